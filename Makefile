@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
+.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-page test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -48,14 +48,14 @@ borders: $(INSTALLED)
 	@$(BIN)/lint-imports --no-logo
 
 quick: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm" < /dev/null
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm and not page" < /dev/null
 
 figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
 test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" < /dev/null || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page" < /dev/null || status=1; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long" tests/unit --durations=10 < /dev/null || status=1; \
 	$(BIN)/python -m pytest -m "slow and not long" --ignore=tests/unit --durations=15 < /dev/null || status=1; \
 	exit $$status
@@ -98,6 +98,16 @@ $(VENV)/trackers/.installed: $(INSTALLED)
 
 test-trackers: $(VENV)/trackers/.installed ## What Weights & Biases, MLflow and trackio keep of a run, offline (installs them, once)
 	@HF_HUB_OFFLINE=1 $(VENV)/trackers/bin/python -m pytest tests/trackers --noconftest -rs < /dev/null
+
+# Chromium is Debian's, playwright only drives it (130 MB on disk).
+$(VENV)/.page: $(INSTALLED)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt \
+	  playwright axe-playwright-python < /dev/null
+	@touch $@
+
+test-page: $(VENV)/.page ## The search page in a headless Chromium, by keyboard alone (installs Chromium, once: root, apt)
+	@$(BIN)/python -m tests.page.browser install
+	@$(BIN)/python -m pytest tests/page -rs < /dev/null
 
 # What torch's CUDA builds of the pinned torch bring along; 200 MB to load, 690 MB on disk.
 $(VENV)/.triton: $(INSTALLED)

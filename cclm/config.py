@@ -320,6 +320,10 @@ class RunConfig:
             yield f"precision: engine plain runs in fp32, not {self.precision}"
         if (self.objectives.contrastive == "sigmoid") != (self.model.similarity_bias is not None):
             yield "model.similarity_bias: a number with objectives.contrastive: sigmoid, null otherwise"
+        widest = max(self.objectives.matryoshka_widths, default=0)
+        if widest >= self.model.projection_width:
+            limit = f"model.projection_width {self.model.projection_width}"
+            yield f"objectives.matryoshka_widths: below {limit}, not {widest}"
         turns = [
             name
             for name, view in self.views.items()

@@ -12,9 +12,9 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
-from cclm.rows.guard import optional_library
+from cclm.rows.identify_language import language_identifier
 from cclm.rows.lines import sound_lines
 from cclm.shardfile.scores import StoredScores, hash_of_caption, hash_of_pair, label_of_pair
 from cclm.types import TextPair
@@ -24,6 +24,7 @@ from shards.source_image import SourceImage
 
 Facts = TypeVar("Facts")
 
+_INSTALL: Final = 'pip install "cclm-pretraining[filters]", or leave min_language_probability out.'
 _FAMILIES: Final = {
     "nb": "no", "nn": "no", "wuu": "zh", "yue": "zh", "arz": "ar", "ary": "ar", "uzs": "uz", "fil": "tl",
 }  # fmt: skip
@@ -132,7 +133,7 @@ def _language(text: Text, settings: FilterSettings) -> str | None:
     if least is None or len(text.text.strip()) < settings.language_characters:
         return None
     probabilities: dict[str, float] = {}
-    for label, share in _identifier().rank(text.text):
+    for label, share in language_identifier(_INSTALL).rank(text.text):
         family = _FAMILIES.get(label, label)
         probabilities[family] = probabilities.get(family, 0.0) + share
     language = text.language.split("-")[0].lower()
@@ -141,14 +142,6 @@ def _language(text: Text, settings: FilterSettings) -> str | None:
         return None
     likeliest = max(probabilities, key=lambda name: probabilities[name])
     return f"{probability:.1%} for {text.language}, rather {likeliest}: {text.text[:60]!r}"
-
-
-@lru_cache(maxsize=1)
-def _identifier() -> Any:
-    """Return the model of py3langid, a maintained package that carries it: 130 languages."""
-    do = 'pip install "cclm-pretraining[filters]", or leave min_language_probability out.'
-    langid = optional_library("py3langid.langid", "it identifies languages", do=do)
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def _test_text(text: Text, settings: FilterSettings) -> str | None:

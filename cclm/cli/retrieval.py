@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands, add_command, say
+
+if TYPE_CHECKING:
+    from cclm.hub.open import OpenedModel
+    from cclm.retrieve.index import Nearest
+    from cclm.retrieve.search import EmbeddedSet
+    from cclm.retrieve.storage import StorageCost
+
+KINDS, INDEXES = ("image", "text"), ("exact", "usearch")
 
 
 def add_to(commands: Commands) -> None:
@@ -22,15 +31,25 @@ def add_to(commands: Commands) -> None:
     add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
+    add("--width", type=int, default=0, help="keep only so many first components of a feature; 0: all")
+    add("--store", default="fp32", help="to keep features in: fp32, fp16 or int8")
 
     add = add_command(commands, "search", search_texts)
     add("embedded", type=Path, help="what `cclm embed` wrote")
-    add("query", nargs="+", help="one text or several, each in quotes")
+    add("query", nargs="*", help="one text or several, each in quotes")
     add("--model", type=Path, required=True, help="the model that embedded the set")
     add("--top-k", type=int, default=10, help="results for each text")
-    add("--rerank", type=int, default=0, help="let the fusion encoder order the best so many anew; 0: not")
+    add("--rerank", type=int, help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)")
     add("--kind", default="image", help="image or text: what to find")
+    add("--index", default="exact", help="exact looks at every row; usearch, for millions, builds an index once")
     add("--html", type=Path, help="also write a page with the images")
+    add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="with --serve: the address to listen at; this machine alone reaches the default",
+    )
+    add("--port", type=int, default=8000, help="with --serve; 0: any that is free")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
@@ -51,6 +70,7 @@ def embed_source(options: argparse.Namespace) -> None:
     from cclm.hub.open import open_model, place
     from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
     from cclm.retrieve.embed_source import find_source
+    from cclm.retrieve.storage import StorageCost, storage_of
     from cclm.track.progress import Progress
 
     if options.threads:
@@ -58,6 +78,8 @@ def embed_source(options: argparse.Namespace) -> None:
     languages, per_file = tuple(options.languages), options.units_per_file
     source = find_source(options.source, with_captions=options.captions, languages=languages)
     opened = place(open_model(options.model), options.device, options.dtype)
+    full_width = opened.model.config.projection_width
+    storage = storage_of(options.width, options.store, full_width)
     facts = EmbeddingFacts(
         model=weights_fingerprint(opened),
         source=source.fingerprint,
@@ -66,44 +88,109 @@ def embed_source(options: argparse.Namespace) -> None:
         languages=languages,
         num_units=len(source),
         units_per_part=per_file,
-        width=opened.model.config.projection_width,
+        **vars(storage),
     )
     missing = prepare_folder(options.to, facts)
     start = facts.num_units - sum(min(per_file, facts.num_units - part * per_file) for part in missing)
-    embedder = Embedder(opened=opened, batch_size=options.batch_size)
+    embedder, cost = Embedder(opened=opened, batch_size=options.batch_size), StorageCost(storage)
     with Progress(facts.num_units, start, "embedding") as progress:
-        done = embed(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit))
+        done = embed(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit), on_rows=cost.add)
     say(f"{options.to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")
+    if not storage.is_all_of(full_width):
+        _say_cost(cost)
     if source.left_out:
         told = ", ".join(f"{count} {ending}" for ending, count in sorted(source.left_out.items()))
         say(f"left out, neither images nor texts: {told}")
 
 
+def _say_cost(cost: StorageCost) -> None:
+    """Say what the stored form of the features loses."""
+    storage = cost.storage
+    form = f"stored as {storage.store}, {storage.width} components"
+    say(f"{form}; against all of them in fp32, of {len(cost.rows):,} rows:")
+    for what, now, full in cost.measured():
+        say(f"  {what}: {now:.1%}{'' if full == 1 else f' ({full:.1%} in full)'}")
+
+
 def search_texts(options: argparse.Namespace) -> None:
-    """Find images (or texts) of an embedded set by texts in any language."""
+    """Find images (or texts) of an embedded set by texts in any language; with --serve, from a page."""
     from cclm.files.atomic import replace_text
     from cclm.hub.open import open_model, place
     from cclm.retrieve.search import load_embedded, page, search, text_table
 
-    kind, html = options.kind, options.html
-    if kind not in ("image", "text"):
-        raise ConfigError(where="--kind", expected="image or text", got=repr(kind), do="Choose one of these.")
-    if kind == "text" and (options.rerank or html):
-        raise ConfigError(
-            where="--kind text",
-            expected="neither --rerank nor --html (they look at images)",
-            got="--rerank" if options.rerank else "--html",
-            do="Leave it out.",
-        )
-    found_set = load_embedded(options.embedded, kind)
+    _check_search(options)
+    found_set = load_embedded(options.embedded, options.kind)
+    nearest = _nearest(options, found_set)
     opened = place(open_model(options.model), options.device, options.dtype)
-    found = search(opened, found_set, options.query, top_k=options.top_k, rerank_top=options.rerank)
+    if options.serve:
+        _serve(options, opened, found_set, nearest)
+        return
+    rerank_top = options.rerank or 0
+    found = search(opened, found_set, options.query, top_k=options.top_k, rerank_top=rerank_top, nearest=nearest)
     for text, hits in zip(options.query, found, strict=True):
         say(text)
         say(text_table(hits))
-    if html is not None:
-        replace_text(html, page(options.query, found, found_set.source()))
-        say(f"wrote {html}")
+    if options.html is not None:
+        replace_text(options.html, page(options.query, found, found_set.source()))
+        say(f"wrote {options.html}")
+
+
+def _check_search(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that contradict each other."""
+    for name, value, choices in (("--kind", options.kind, KINDS), ("--index", options.index, INDEXES)):
+        if value not in choices:
+            raise ConfigError(where=name, expected=" or ".join(choices), got=repr(value), do="Choose one of these.")
+    given = [name for name in ("serve", "rerank", "html") if getattr(options, name)]
+    if options.kind == "text" and given:
+        raise ConfigError(
+            where="--kind text",
+            expected="neither --serve, --rerank nor --html (they look at images)",
+            got=f"--{given[0]}",
+            do="Leave it out.",
+        )
+    if options.serve == bool(options.query) or (options.serve and options.html):
+        raise ConfigError(
+            where="search",
+            expected="texts to search for, or --serve and neither a text nor --html",
+            got="both" if options.serve else "no text",
+            do='Give a text in quotes ("a red car"), or --serve alone.',
+        )
+
+
+def _nearest(options: argparse.Namespace, embedded: EmbeddedSet) -> Nearest:
+    """Return how the nearest rows are found."""
+    from cclm.retrieve.index import approximate, exact, index_folder
+
+    if options.index == "exact":
+        return exact(embedded.feature_NE)
+    return approximate(
+        index_folder(options.embedded, options.kind),
+        embedded.feature_NE,
+        on_build=lambda folder: say(f"building an index of {len(embedded.key):,} rows, once: {folder}"),
+    )
+
+
+def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedSet, nearest: Nearest) -> None:
+    """Open the page and answer until it is interrupted."""
+    from cclm.retrieve.answer import SearchBox
+    from cclm.retrieve.search import Searcher, load_embedded
+    from cclm.retrieve.serve import address_of, is_loopback, listen, make_app, serve
+
+    box = SearchBox(
+        searcher=Searcher(opened=opened, embedded=embedded, nearest=nearest),
+        source=embedded.source(),
+        texts=load_embedded(options.embedded, "text", may_be_empty=True) if embedded.facts.with_captions else None,
+        top_k=options.top_k,
+        rerank_top=(50 if options.rerank is None else options.rerank) if opened.model.matching_head else 0,
+        name=options.embedded.resolve().name,
+    )
+    app = make_app(box, options.host)
+    with listen(options.host, options.port) as listening:
+        if not is_loopback(options.host):
+            say(f"everybody who reaches {options.host} can search, and see the images")
+        say(f"{address_of(listening)}  (Ctrl-C ends it)")
+        serve(app, listening)
+    say("ended")
 
 
 def score_pairs_of_set(options: argparse.Namespace) -> None:

@@ -69,6 +69,8 @@ class TextTokenizer:
         special = special or special_tokens(tokenizer)
         self.bos_id, self.eos_id = self._id(special.bos), self._id(special.eos)
         self.pad_id, self.mask_id = self._id(special.pad), self._id(special.mask)
+        unknown = (tokenizer.token_to_id(name) for name in ("<unk>", "[UNK]"))
+        self.unk_id: int | None = next((number for number in unknown if number is not None), None)
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self._known: dict[_Key, list[int]] = {}
 

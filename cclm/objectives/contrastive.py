@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from cclm.ops.contrastive import AllRows, ContrastiveLoss, contrastive_loss
 
@@ -25,6 +26,7 @@ def contrastive(
     hardness: float = 0.0,
     bias: Float[Tensor, " 1"] | None = None,
     grad_scale: float = 1.0,
+    width: int | None = None,
     loss: ContrastiveLoss = contrastive_loss,
 ) -> Float[Tensor, ""]:
     """½ (Σ over first rows + N/M · Σ over second rows) of cross-entropy with soft targets (spec §2.1), float32.
@@ -43,11 +45,14 @@ def contrastive(
         hardness, bias: other forms of the loss (`cclm.ops.contrastive`): hardness-weighted negatives; SigLIP's.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.
+        width: of only so many first components, made unit vectors (`first_components`); None: of all. The logarithms in
+            `everything` are then of these, too.
         loss: computes the sum; every rank must multiply it by the same factor (`contrastive_loss`).
     """
-    first_NE, second_ME = _prepare(first_NE, grad_scale), _prepare(second_ME, grad_scale)
+    first_NE, second_ME = _prepare(first_NE, grad_scale, width), _prepare(second_ME, grad_scale, width)
     if everything is not None:
-        everything = everything._replace(first_NE=widen(everything.first_NE), second_ME=widen(everything.second_ME))
+        all_first, all_second = (first_components(widen(rows), width) for rows in everything[:2])
+        everything = everything._replace(first_NE=all_first, second_ME=all_second)
     if not isinstance(temperature, Tensor):
         temperature = first_NE.new_tensor([temperature])
     with torch.autocast(first_NE.device.type, enabled=False):  # it would round what was widened
@@ -70,10 +75,15 @@ def widen(features: Tensor) -> Tensor:
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
-def _prepare(features: Tensor, grad_scale: float) -> Tensor:
-    """Widen, and scale the gradient."""
+def first_components(features: Tensor, width: int | None) -> Tensor:
+    """Return the first `width` components of each feature as a unit vector; None: the features themselves."""
+    return features if width is None else functional.normalize(features[:, :width], dim=1)
+
+
+def _prepare(features: Tensor, grad_scale: float, width: int | None) -> Tensor:
+    """Widen, scale the gradient, and cut."""
     wide = widen(features)
     if grad_scale != 1.0 and wide.requires_grad:
         wide = wide.view_as(wide)  # the gradients of its other uses stay as they are
         wide.register_hook(lambda gradient: gradient * grad_scale)  # type: ignore[no-untyped-call]
-    return wide
+    return first_components(wide, width)

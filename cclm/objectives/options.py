@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cclm.types import Bounds, Count, NotNegative, Share
+from cclm.types import Bounds, Count, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,12 @@ class ObjectiveConfig:
     of its row (HN-NCE: 0.25 or so); 0: all alike, as published."""
     contrastive_grad_scale: NotNegative = 1.0
     """Factor on the gradient of the contrastive losses into the features; 1/8 reproduces the published 8-GPU runs."""
+    matryoshka_widths: tuple[Positive, ...] = ()
+    """Widths, narrower than `model.projection_width`, for which the contrastive losses are computed once more: of the
+    first components of every feature, as unit vectors of their own (arXiv 2205.13147), so that features may be cut to
+    these widths (`cclm embed --width`). Hard negatives are drawn by whole features."""
+    matryoshka_weight: NotNegative = 1.0
+    """Weight of the loss of each such width, beside 1 of whole features."""
     hardness: NotNegative = 1.0
     """Hard negatives are drawn with weights softmax(hardness x similarity / temperature): 1 as published, 0 uniform."""
     hardness_start_step: Count = 0
@@ -60,6 +66,8 @@ class ObjectiveConfig:
         start, full = self.hardness_start_step, self.hardness_full_step
         if full and start > full:
             yield f"hardness_start_step {start} is after hardness_full_step {full}"
+        if list(self.matryoshka_widths) != sorted(set(self.matryoshka_widths)):
+            yield f"matryoshka_widths: distinct and ascending, not {', '.join(map(str, self.matryoshka_widths))}"
         if self.contrastive == "sigmoid" and (self.label_smoothing or self.contrastive_hardness):
             yield "contrastive: sigmoid has neither label_smoothing nor contrastive_hardness"
 

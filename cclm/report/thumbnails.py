@@ -1,4 +1,4 @@
-"""Small images inside of a page."""
+"""Small images, inside of a page or for one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ THUMBNAIL_SIZE = 192
 """Pixels of the longer side."""
 
 
-def thumbnail_uri(image: bytes, size: int = THUMBNAIL_SIZE) -> str:
-    """Return an image file, made small, as a data URI (errors: `decode_image`)."""
+def thumbnail(image: bytes, size: int = THUMBNAIL_SIZE) -> bytes:
+    """Return an image file, made small, as JPEG (errors: `decode_image`)."""
     small = decode_image(image)
     small.thumbnail((size, size))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return buffer.getvalue()
+
+
+def thumbnail_uri(image: bytes, size: int = THUMBNAIL_SIZE) -> str:
+    """Return the same as a data URI."""
+    return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(image, size)).decode('ascii')}"

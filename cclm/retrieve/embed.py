@@ -5,7 +5,8 @@
     _embedding.json                                       which model, which source: another one is refused
 
 Columns: `unit` (place in the source), `key`, `kind` ("image" or "text"), `text`, `language`, `feature` (E floats, a
-unit vector) and `error` (why there is no feature). `pyarrow.parquet.read_table(folder)` reads all parts.
+unit vector, as `storage.py` keeps it) and `error` (why there is no feature). `pyarrow.parquet.read_table(folder)`
+reads all parts.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ from cclm.files import atomic
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
 from cclm.retrieve.embed_source import EmbedSource, Row
+from cclm.retrieve.storage import STORES, Storage
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""
+
+
+DEFAULTS = {"store": "fp32"}
+"""Of sets that older versions wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,14 @@ class EmbeddingFacts:
     num_units: int
     units_per_part: int
     width: int
-    """Floats of a feature."""
+    """Components of a stored feature."""
+    store: str = "fp32"
+    """Their type (`storage.STORES`)."""
+
+    @property
+    def storage(self) -> Storage:
+        """How features are kept."""
+        return Storage(width=self.width, store=self.store)
 
     @property
     def num_parts(self) -> int:
@@ -88,7 +101,7 @@ def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_
                 do="Give another --to.",
             )
         atomic.replace_text(folder / facts_name, json.dumps(wanted, indent=1) + "\n", durable=True)
-    elif other := [name for name, value in wanted.items() if found.get(name) != value]:
+    elif other := [name for name, value in wanted.items() if found.get(name, DEFAULTS.get(name)) != value]:
         raise ConfigError(
             where=str(folder),
             expected="the model, source and options that the folder was begun with",
@@ -150,7 +163,7 @@ class Embedder:
 def embed_units(
     embedder: Embedder, source: EmbedSource, units: range, on_batch: Callable[[int], None] = lambda unit: None
 ) -> list[dict[str, Any]]:
-    """Return the rows of some units, in their order; `on_batch` is told the last unit of each batch."""
+    """Return the rows of some units, in their order, with all components; `on_batch` is told each batch's last unit."""
     made = []
     for start in range(units.start, units.stop, embedder.batch_size):
         batch = range(start, min(start + embedder.batch_size, units.stop))
@@ -167,14 +180,17 @@ def embed_units(
     return made
 
 
-def write_part(folder: Path, part: int, rows: list[dict[str, Any]], width: int) -> None:
+def write_part(folder: Path, part: int, rows: list[dict[str, Any]], storage: Storage) -> None:
     """Write one Parquet file: whole, or not at all."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    text, feature = pa.string(), pa.list_(pa.float32(), width)
+    known = [row for row in rows if row["feature"] is not None]
+    packed = iter(storage.pack(torch.stack([torch.as_tensor(row["feature"]) for row in known]))) if known else iter(())
+    stored = [{**row, "feature": None if row["feature"] is None else next(packed)} for row in rows]
+    text, feature = pa.string(), pa.list_(pa.from_numpy_dtype(STORES[storage.store]), storage.width)
     columns = {"key": text, "kind": text, "text": text, "language": text, "feature": feature, "error": text}
-    table = pa.Table.from_pylist(rows, pa.schema({"unit": pa.int64(), **columns}))
+    table = pa.Table.from_pylist(stored, pa.schema({"unit": pa.int64(), **columns}))
     path = part_path(folder, part)
     temporary = atomic.temporary_path(path)
     parquet.write_table(table, temporary, compression="zstd")
@@ -189,12 +205,18 @@ def embed(
     facts: EmbeddingFacts,
     *,
     on_unit: Callable[[int], None] = lambda unit: None,
+    on_rows: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> int:
-    """Make the missing parts; returns how many units were embedded now. Raises ConfigError: see `prepare_folder`."""
+    """Make the missing parts; returns how many units were embedded now. Raises ConfigError: see `prepare_folder`.
+
+    `on_rows` is given the rows of each part, with all components.
+    """
     done = 0
     for part in prepare_folder(folder, facts):
         start = part * facts.units_per_part
         units = range(start, min(start + facts.units_per_part, facts.num_units))
-        write_part(folder, part, embed_units(embedder, source, units, on_unit), facts.width)
+        rows = embed_units(embedder, source, units, on_unit)
+        write_part(folder, part, rows, facts.storage)
+        on_rows(rows)
         done += len(units)
     return done

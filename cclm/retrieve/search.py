@@ -19,6 +19,7 @@ from cclm.hub.open import OpenedModel
 from cclm.report.thumbnails import thumbnail_uri
 from cclm.retrieve.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
 from cclm.retrieve.embed_source import EmbedSource, find_source
+from cclm.retrieve.index import Nearest, exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class EmbeddedSet:
     unit: list[int]
     key: list[str]
     text: list[str | None]
+    language: list[str | None]
     feature_NE: Tensor
+    """Unit vectors of the stored width, float32."""
 
     def source(self) -> EmbedSource:
         """Where the images lie. Raises ConfigError: they are gone, or others now."""
@@ -58,7 +61,7 @@ class Hit:
     """Probability of a match, if it was re-ranked."""
 
 
-def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
+def load_embedded(folder: Path, kind: str = "image", *, may_be_empty: bool = False) -> EmbeddedSet:
     """Read all parts of an embedded set.
 
     Raises:
@@ -84,7 +87,7 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
         )
     rows = pa.concat_tables([parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)])
     rows = rows.filter((pc.field("kind") == kind) & pc.field("error").is_null())
-    if not len(rows):
+    if not len(rows) and not may_be_empty:
         raise ConfigError(
             where=str(folder), expected=f"rows of kind {kind!r}", got="none", do="Search for the other kind (--kind)."
         )
@@ -94,45 +97,81 @@ def load_embedded(folder: Path, kind: str = "image") -> EmbeddedSet:
         unit=rows["unit"].to_pylist(),
         key=rows["key"].to_pylist(),
         text=rows["text"].to_pylist(),
-        feature_NE=torch.tensor(flat).view(len(rows), facts.width),
+        language=rows["language"].to_pylist(),
+        feature_NE=facts.storage.unpack(flat.reshape(len(rows), facts.width)),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searcher:
+    """A model, and a set that it embedded.
+
+    Raises:
+        ConfigError: another model embedded the set.
+    """
+
+    opened: OpenedModel
+    embedded: EmbeddedSet
+    nearest: Nearest
+    """`index.exact` or `index.approximate` of the set's features."""
+
+    def __post_init__(self) -> None:
+        if weights_fingerprint(self.opened) != self.embedded.facts.model:
+            raise ConfigError(
+                where=str(self.opened.origin),
+                expected="the model that embedded the set",
+                got="one with other weights",
+                do="Search with that model, or embed the set with this one.",
+            )
+
+    def best(self, queries: Sequence[str], number: int) -> list[list[Hit]]:
+        """Return the rows with the largest cosine for each query, best first (all, if there are not so many).
+
+        Raises:
+            ConfigError: a query of which no token is left.
+        """
+        feature_QE, errors = Embedder(opened=self.opened).texts(queries)
+        for query, error in zip(queries, errors, strict=True):
+            if error is not None:
+                expected = "a text with at least one token"
+                raise ConfigError(where="query", expected=expected, got=repr(query), do="Say more.")
+        rows = self.embedded
+        query_QW = rows.facts.storage.cut(feature_QE)
+        return [
+            [Hit(key=rows.key[row], unit=rows.unit[row], text=rows.text[row], cosine=cosine) for cosine, row in pairs]
+            for pairs in (
+                zip(cosine_K.tolist(), row_K.tolist(), strict=True)
+                for cosine_K, row_K in zip(*self.nearest(query_QW, min(number, len(rows.key))), strict=True)
+            )
+        ]
+
+
 def search(
-    opened: OpenedModel, embedded: EmbeddedSet, queries: Sequence[str], *, top_k: int, rerank_top: int = 0
+    opened: OpenedModel,
+    embedded: EmbeddedSet,
+    queries: Sequence[str],
+    *,
+    top_k: int,
+    rerank_top: int = 0,
+    nearest: Nearest | None = None,
 ) -> list[list[Hit]]:
     """The best `top_k` rows for each query, best first.
 
     `rerank_top`: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
-    temperature; the published CCLM orders by the logit of "match" alone); 0: none.
+    temperature; the published CCLM orders by the logit of "match" alone); 0: none. `nearest`: None: all rows are looked
+    at.
 
     Raises:
         ConfigError: another model, a query of which no token is left, or images that are gone.
     """
-    if weights_fingerprint(opened) != embedded.facts.model:
-        raise ConfigError(
-            where=str(opened.origin),
-            expected="the model that embedded the set",
-            got="one with other weights",
-            do="Search with that model, or embed the set with this one.",
-        )
-    feature_QE, errors = Embedder(opened=opened).texts(queries)
-    for query, error in zip(queries, errors, strict=True):
-        if error is not None:
-            raise ConfigError(where="query", expected="a text with at least one token", got=repr(query), do="Say more.")
-    cosine_QN = feature_QE @ embedded.feature_NE.T
-    number = min(max(top_k, rerank_top), cosine_QN.shape[1])
-    source = embedded.source() if rerank_top else None  # once: it looks at every file of the set
-    found = []
-    for query, (cosine_K, row_K) in zip(queries, zip(*cosine_QN.topk(number, dim=1), strict=True), strict=True):
-        hits = [
-            Hit(key=embedded.key[row], unit=embedded.unit[row], text=embedded.text[row], cosine=cosine)
-            for cosine, row in zip(cosine_K.tolist(), row_K.tolist(), strict=True)
+    searcher = Searcher(opened=opened, embedded=embedded, nearest=nearest or exact(embedded.feature_NE))
+    found = searcher.best(queries, max(top_k, rerank_top))
+    if rerank_top:
+        source = embedded.source()  # once: it looks at every file of the set
+        found = [
+            look_again(opened, source, query, hits[:rerank_top]) for query, hits in zip(queries, found, strict=True)
         ]
-        if source is not None:
-            hits = look_again(opened, source, query, hits[:rerank_top])
-        found.append(hits[:top_k])
-    return found
+    return [hits[:top_k] for hits in found]
 
 
 @torch.inference_mode()

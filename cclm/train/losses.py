@@ -22,7 +22,7 @@ from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
 from cclm.train.teaching import taught_losses
 from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
-from cclm.views.view import Contribution, Pairing
+from cclm.views.view import Contrast, Contribution, Pairing
 
 
 @dataclass(kw_only=True)
@@ -72,27 +72,36 @@ class StepLosses:
 
     def contrast(self) -> None:
         """This share's rows against all rows: means over the global batch, which each published rank computed whole."""
-        num_shares = self.sharing.collectives.world_size * self.sharing.num_parts
         for name, part in self.parts.items():
             for contrast in part.contrasts:
-                means = []
-                for number, (first, second) in enumerate(contrast.pairs):
-                    key = f"{name}/{contrast.name}/{number}"
-                    total = contrastive(
-                        first.feature_NE,
-                        second.feature_NE,
-                        first.identity_N,
-                        second.identity_N,
-                        self.temperature * contrast.temperature_factor,
-                        everything=self.sharing.all_rows(key, self.batch.part, self.shared),
-                        label_smoothing=self.objectives.label_smoothing,
-                        hardness=self.objectives.contrastive_hardness,
-                        bias=self.bias,
-                        grad_scale=self.objectives.contrastive_grad_scale,
-                        loss=self.contrastive,
-                    )
-                    means.append(total * (num_shares / max(1, self.shared[f"{key}/first"].shape[0])))
-                self._add(f"{name}/{contrast.name}", torch.stack(means).mean(), contrast.weight)
+                key = f"{name}/{contrast.name}"
+                self._add(key, self._contrast(key, contrast, None), contrast.weight)
+                for width in self.objectives.matryoshka_widths:
+                    weight = contrast.weight * self.objectives.matryoshka_weight
+                    self._add(f"{key}_{width}", self._contrast(key, contrast, width), weight)
+
+    def _contrast(self, key: str, contrast: Contrast, width: int | None) -> Tensor:
+        """Of whole features, or of their first components."""
+        num_shares = self.sharing.collectives.world_size * self.sharing.num_parts
+        means = []
+        for number, (first, second) in enumerate(contrast.pairs):
+            pair = f"{key}/{number}"
+            total = contrastive(
+                first.feature_NE,
+                second.feature_NE,
+                first.identity_N,
+                second.identity_N,
+                self.temperature * contrast.temperature_factor,
+                everything=self.sharing.all_rows(pair, self.batch.part, self.shared, width),
+                label_smoothing=self.objectives.label_smoothing,
+                hardness=self.objectives.contrastive_hardness,
+                bias=self.bias,
+                grad_scale=self.objectives.contrastive_grad_scale,
+                width=width,
+                loss=self.contrastive,
+            )
+            means.append(total * (num_shares / max(1, self.shared[f"{pair}/first"].shape[0])))
+        return torch.stack(means).mean()
 
     def teach(self) -> None:
         """Pull features to those of the views' teachers: means over the rows that these know, in the global batch."""

@@ -22,7 +22,7 @@ from torch.nn import functional
 from cclm.data.batch import ViewBatch
 from cclm.data.config import LARGEST_GROUP_WITH_NOISE, Views, rank_blocks, rows_of_rank
 from cclm.distributed.collectives import Collectives
-from cclm.objectives.contrastive import widen
+from cclm.objectives.contrastive import first_components, widen
 from cclm.objectives.matching import draw_negatives, has_negative
 from cclm.ops.contrastive import AllRows, LogSums
 from cclm.ops.contrastive_operator import log_sums
@@ -53,6 +53,10 @@ def told(name: str, batch: ViewBatch, part: Contribution, temperature: Tensor) -
     return found
 
 
+def _logs_name(key: str, side: str, width: int | None) -> str:
+    return f"{key}/{side}_logs{'' if width is None else width}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
     """Wrong partners of a view's fusion rows, by their numbers in the global batch."""
@@ -77,6 +81,8 @@ class Sharing:
     """Micro-batches."""
     log_sums: LogSums | None = log_sums
     """Of the contrasts; None: their losses need none."""
+    widths: tuple[int, ...] = ()
+    """Of features that are contrasted besides whole ones: their first components."""
 
     @property
     def is_alone(self) -> bool:
@@ -107,9 +113,12 @@ class Sharing:
             if self.log_sums is None:
                 break
             for side, other in (("first", "second"), ("second", "first")):
-                rows_NE, others_ME = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
+                whole = widen(own[f"{key}/{side}"]), widen(shared[f"{key}/{other}"])
                 shown = own[f"{key}/{side}_identity"], shared[f"{key}/{other}_identity"]
-                logs[f"{key}/{side}_logs"] = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0], *shown)
+                for width in (None, *self.widths):
+                    rows_NE, others_ME = (first_components(rows, width) for rows in whole)
+                    found = self.log_sums(rows_NE, others_ME, scale.to(rows_NE.dtype)[0], *shown)
+                    logs[_logs_name(key, side, width)] = found
         shared |= self._gather(logs) if logs else {}
         return {**shared, **{f"{name}_own": value for name, value in logs.items()}}
 
@@ -134,15 +143,14 @@ class Sharing:
         count, size = self.configs[view].batch_size // self.num_parts, self.collectives.world_size
         return [len(rows_of_rank(count, rank, size)) for rank in range(size)]
 
-    def all_rows(self, key: str, part: int, shared: Named) -> AllRows | None:
-        """Return all rows of a contrast, for a micro-batch; None if it holds them all."""
+    def all_rows(self, key: str, part: int, shared: Named, width: int | None = None) -> AllRows | None:
+        """Return all rows of a contrast, for a micro-batch; None if it holds them all. `width`: of which the logarithms
+        are; the features are whole."""
         if self.is_alone:
             return None
         first_logs, second_logs = (
-            None
-            if self.log_sums is None
-            else (shared[f"{key}/{side}_logs_own"].chunk(self.num_parts)[part], shared[f"{key}/{side}_logs"])
-            for side in ("first", "second")
+            None if self.log_sums is None else (shared[f"{name}_own"].chunk(self.num_parts)[part], shared[name])
+            for name in (_logs_name(key, side, width) for side in ("first", "second"))
         )
         return AllRows(
             first_NE=shared[f"{key}/first"],

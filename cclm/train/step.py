@@ -129,6 +129,7 @@ class CrossViewTraining(nn.Module):
             configs=configs,
             num_parts=batch.num_parts,
             log_sums=None if self.objectives.contrastive == "sigmoid" else sums,
+            widths=self.objectives.matryoshka_widths,
         )
 
     def _contributions(

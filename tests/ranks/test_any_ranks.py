@@ -189,6 +189,29 @@ def test_forms_of_the_contrastive_loss(
         expect_same(found, reference, 1e-6)
 
 
+@pytest.mark.parametrize("form", [{}, {"contrastive_hardness": 0.4}, {"contrastive": "sigmoid"}])
+def test_matryoshka_widths(path: str, tmp_path: Path, form: dict[str, Any]) -> None:
+    """In micro-batches, and on ranks that hold different numbers of rows; the narrow losses reach the parameters."""
+    settings = yaml.safe_load(Path(path).read_text())
+    settings["objectives"] = {**settings.get("objectives", {}), **form}
+    if "contrastive" in form:
+        settings["model"]["similarity_bias"] = -3.0
+    whole = step(str(write_recipe(tmp_path / "whole.yaml", settings)), 1, "joint", torch.float64)
+    settings["objectives"] |= {"matryoshka_widths": [3, 8], "matryoshka_weight": 0.5}
+    own = str(write_recipe(tmp_path / "recipe.yaml", settings))
+    reference = step(own, 1, "joint", torch.float64)
+    assert {name: reference.metrics[name] for name in whole.metrics if name != "loss"} == {
+        name: value for name, value in whole.metrics.items() if name != "loss"
+    }
+    narrow = [value for name, value in reference.metrics.items() if name.endswith(("tc_3", "tc_8"))]
+    assert len(narrow) == 6
+    assert reference.metrics["loss"] == pytest.approx(whole.metrics["loss"] + 0.5 * sum(narrow), rel=1e-9)
+    assert max(gradient_errors(reference.gradients, whole.gradients).values()) > 1e-2
+    expect_same(step(own, 2, "joint", torch.float64), reference, 1e-6)
+    for found in on_ranks(step, 3, own, 2, "joint", torch.float64, timeout_s=300.0):
+        expect_same(found, reference, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("world_size", "parts", "forms"), [(2, 1, ("relational", "cosine")), (4, 2, ("cosine", "relational"))]
 )

@@ -102,11 +102,11 @@ def test_similar_images_are_known_by_what_embed_wrote(tmp_path: Path) -> None:
     (features / FACTS_NAME).write_text(json.dumps(asdict(facts)), encoding="utf-8")
     common = {"kind": "image", "text": None, "language": None, "error": None}
     rows = [{"unit": n, "key": key, "feature": [1.0 - n // 3, n // 3], **common} for n, key in enumerate(keys)]
-    write_part(features, 0, rows, 2)
+    write_part(features, 0, rows, facts.storage)
     assert main(["assign", str(shards), "--features", str(features), "--to", str(tmp_path / "rows.jsonl")]) == 0
     for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         near = {key for n, key in enumerate(keys) if n // 3 == keys.index(row["id"]) // 3}
         assert set(row["images"]) <= near
-    write_part(features, 0, rows[1:], 2)
+    write_part(features, 0, rows[1:], facts.storage)
     assert main(["assign", str(shards), "--features", str(features), "--to", str(tmp_path / "no.jsonl")]) != 0

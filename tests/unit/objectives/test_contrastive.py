@@ -78,6 +78,25 @@ def test_grad_scale_touches_features_only() -> None:
         torch.testing.assert_close(part, full * 0.125)
 
 
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("form", [{}, {"hardness": 0.5}, {"bias": torch.tensor([-2.0], dtype=torch.float64)}])
+def test_a_width_is_the_loss_of_first_components(form: dict[str, Any], width: int) -> None:
+    """By the plain reference, to which features of that width are given; its gradients end in the first components."""
+    identity, temperature = torch.tensor([1, 2, 1, 3, 4]), torch.tensor([TEMPERATURE], dtype=torch.float64)
+    results = []
+    for loss in (contrastive_loss, contrastive_reference):
+        first, second = features(5, 0), features(5, 1)
+        if loss is contrastive_loss:
+            total = contrastive(first, second, identity, identity, temperature, width=width, **form)
+        else:
+            cut = (rows[:, :width] / rows[:, :width].norm(dim=1, keepdim=True) for rows in (first, second))
+            total = contrastive_reference(*cut, identity, identity, temperature, **form).float()
+        results.append((total.detach(), *torch.autograd.grad(total, (first, second))))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert not results[0][1][:, width:].any()
+
+
 class Ranks:
     """Threads that meet at each gather, which has autograd's own gradient."""
 

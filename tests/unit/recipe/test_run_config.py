@@ -99,6 +99,26 @@ def test_the_sigmoid_form_has_a_bias_and_nothing_else(
     assert bool(errors) == (begins is not None)
 
 
+@pytest.mark.parametrize(
+    ("widths", "begins"),
+    [((4, 8), None), ((8, 4), "matryoshka_widths: distinct"), ((4, 4), "matryoshka_widths: distinct")],
+)
+def test_matryoshka_widths_ascend(widths: tuple[int, ...], begins: str | None) -> None:
+    errors = [*replace(run_config().objectives, matryoshka_widths=widths).validation_errors()]
+    assert bool(errors) == (begins is not None)
+    assert all(error.startswith(begins or "") for error in errors)
+
+
+def test_matryoshka_widths_are_narrower_than_the_features() -> None:
+    config = run_config()
+    width = config.model.projection_width
+    for widths, is_right in (((width - 1,), True), ((4, width), False)):
+        errors = [*replace(config, objectives=replace(config.objectives, matryoshka_widths=widths)).validation_errors()]
+        assert (
+            errors == [] if is_right else errors[0].startswith("objectives.matryoshka_widths: below model.projection")
+        )
+
+
 def test_blocks_are_not_compiled_for_texts_grouped_by_length(tmp_path: Path) -> None:
     config = as_config(recipe(tmp_path, tmp_path, kernels={"compile": "blocks"}))
     assert not list(config.validation_errors())

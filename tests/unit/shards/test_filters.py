@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cclm.errors import ConfigError, MissingDependencyError
+from cclm.rows.identify_language import language_identifier
 from cclm.types import TextPair
-from shards import filters
 from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.filters import (
@@ -134,7 +134,7 @@ def test_texts_by_language(text: str, declared: str, passes: bool) -> None:
 
 def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)  # as if it were not installed
-    filters._identifier.cache_clear()
+    language_identifier.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
         refusal_of_text("a text that is long enough", "en", FilterSettings(min_language_probability=0.1))
     assert str(caught.value) == (

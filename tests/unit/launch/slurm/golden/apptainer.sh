@@ -60,16 +60,16 @@ step() {
 
 # -- preflight: is every node healthy?
 step 600 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif python3 -m launch.slurm.preflight "$run"
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif /opt/cclm/bin/python3 -m launch.slurm.preflight "$run"
 step 600 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif python3 -m launch.slurm.task "$run" bandwidth -- \
-  python3 -m cclm.distributed.bandwidth "$run/slurm" 600
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif /opt/cclm/bin/python3 -m launch.slurm.task "$run" bandwidth -- \
+  /opt/cclm/bin/python3 -m cclm.distributed.bandwidth "$run/slurm" 600
 attempt check --job "$job" || exit 1
 
 # -- the ranks
 step 0 --ntasks-per-node=8 --cpus-per-task=8 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif python3 -m launch.slurm.task "$run" rank -- \
-  python3 -m pretrain --recipe /shared/runs/base/recipe.yaml
+  apptainer exec --nv --pwd /shared/runs/base/code --bind /shared/runs/base --bind /shared/cclm --bind /data --no-home /images/cclm.sif /opt/cclm/bin/python3 -m launch.slurm.task "$run" rank -- \
+  /opt/cclm/bin/python3 -m pretrain --recipe /shared/runs/base/recipe.yaml
 code=$?
 
 # -- end: done, go on in another attempt, or give up

@@ -65,16 +65,16 @@ step() {
 
 # -- preflight: is every node healthy?
 step 600 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-  python3 -m launch.slurm.preflight "$run"
+  /opt/cclm/bin/python3 -m launch.slurm.preflight "$run"
 step 600 --ntasks-per-node=8 --cpus-per-task=16 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  python3 -m launch.slurm.task "$run" bandwidth -- \
-  python3 -m cclm.distributed.bandwidth "$run/slurm" 600
+  /opt/cclm/bin/python3 -m launch.slurm.task "$run" bandwidth -- \
+  /opt/cclm/bin/python3 -m cclm.distributed.bandwidth "$run/slurm" 600
 attempt check --job "$job" || exit 1
 
 # -- the ranks
 step 0 --ntasks-per-node=8 --cpus-per-task=16 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
-  python3 -m launch.slurm.task "$run" rank -- \
-  python3 -m pretrain --recipe /shared/runs/base/recipe.yaml
+  /opt/cclm/bin/python3 -m launch.slurm.task "$run" rank -- \
+  /opt/cclm/bin/python3 -m pretrain --recipe /shared/runs/base/recipe.yaml
 code=$?
 
 # -- end: done, go on in another attempt, or give up
