@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-page test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune clean
+.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-page test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -143,6 +143,12 @@ demo-second: $(INSTALLED) ## After make demo: its encoders frozen, the fusion en
 
 demo-finetune: $(INSTALLED) ## After make demo: fine-tune its model on two tasks, in 20 languages, three seeds; tables and galleries
 	@$(BIN)/python -m finetune.demo
+
+demo-real: $(INSTALLED) ## As make demo, from the weights of a real multilingual text encoder; more than 60 languages (25 minutes at most)
+	@$(BIN)/python -m pretrain.demo_real
+
+demo-real-check: $(INSTALLED) ## After make demo-real: is its recall above the floors?
+	@$(BIN)/python -m pretrain.demo_real --check
 
 clean: ## Remove .venv and caches; data and runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

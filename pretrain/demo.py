@@ -37,16 +37,45 @@ SECOND_STAGE = (
 
 def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ()) -> list[Stage]:
     """List the stages of a demo run in `run`."""
-    folder, data = shlex.quote(str(run)), shlex.quote(str(DATA))
-    without = "--views.text_pair null " if ablation else ""
-    train = f"pretrain --recipe demo {without}--run_folder {folder} --seed {seed} {shlex.join(overrides)}".rstrip()
+    data = shlex.quote(str(DATA))
+    explanation = "fusion encoder" if SECOND_STAGE[0] in overrides else "from scratch"
+    explanation += " on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
     return [
         *data_stages(data),
+        *run_stages_of(
+            run,
+            f"demo{' --views.text_pair null' if ablation else ''}",
+            seed,
+            overrides,
+            explanations=(
+                explanation + ("" if ablation else "; TTC, TTM and MLM on sentence pairs"),
+                "zero-shot retrieval of images by an artist never seen, in 25 languages",
+            ),
+            measured=f"--shards {data}/image-test --groups {GROUPS} --choose-rerank-on {data}/image-dev "
+            "--rerank-groups english parallel_non_latin",
+        ),
+    ]
+
+
+def run_stages_of(
+    run: Path, recipe: str, seed: int, overrides: Sequence[str], *, explanations: tuple[str, str], measured: str
+) -> list[Stage]:
+    """List the stages of a demonstration's run, behind those of its data.
+
+    Args:
+        run: its folder.
+        recipe: its name, and what is changed in it.
+        seed: of the run.
+        overrides: what the command line changes.
+        explanations: what training and measuring do.
+        measured: what `cclm evaluate` measures, and how.
+    """
+    folder = shlex.quote(str(run))
+    train = f"pretrain --recipe {recipe} --run_folder {folder} --seed {seed} {shlex.join(overrides)}".rstrip()
+    return [
         Stage(
             name="train",
-            explanation=("fusion encoder" if SECOND_STAGE[0] in overrides else "from scratch")
-            + " on two DeepSpeed ZeRO-3 ranks: ITC, ITM and MLM on English captions"
-            + ("" if ablation else "; TTC, TTM and MLM on sentence pairs"),
+            explanation=explanations[0],
             commands=(f"launch run --ranks 2 --run-folder {folder} -- python -m {train}",),
             home=run,
             is_done=(run / "done.json").exists,
@@ -54,14 +83,10 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
         ),
         Stage(
             name="measure",
-            explanation="zero-shot retrieval of images by an artist never seen, in 25 languages",
-            commands=(
-                f"cclm.cli evaluate {folder} --shards {data}/image-test --groups {GROUPS} "
-                f"--choose-rerank-on {data}/image-dev --rerank-groups english parallel_non_latin "
-                f"--out {shlex.quote(str(run / RESULTS_NAME))}",
-            ),
+            explanation=explanations[1],
+            commands=(f"cclm.cli evaluate {folder} {measured} --out {shlex.quote(str(run / RESULTS_NAME))}",),
             home=run,
-            is_done=lambda: is_measured(run),
+            is_done=lambda: is_measured(run, Path(shlex.split(measured)[1])),
             outdates=run / PARITY_NAME,  # the exported model card quotes the results
         ),
         Stage(
@@ -116,14 +141,14 @@ def data_stages(data: str) -> list[Stage]:
     ]
 
 
-def is_measured(run: Path) -> bool:
-    """Return whether results and gallery are there, of the newest checkpoint, on the demo's test set."""
+def is_measured(run: Path, test_set: Path) -> bool:
+    """Return whether results and gallery are there, of the newest checkpoint, on this test set."""
     newest = identify_newest(run)
     results = read_json(run / RESULTS_NAME, {})
     return (
         newest is not None
         and (results.get("model") or {}).get("checkpoint") == newest.identity
-        and (results.get("set") or {}).get("shards") == str(DATA / "image-test")
+        and (results.get("set") or {}).get("shards") == str(test_set)
         and (run / "gallery.json").exists()
     )
 
@@ -161,13 +186,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = options.run or RUN.with_name(RUN.name + ("-second" if first else "-ablation" if options.ablation else ""))
     overrides = [*(second_stage(first) if first else ()), *options.overrides]
 
-    def table() -> str:
-        from cclm.evaluate.tables import text_table
-
-        return text_table(read_json(run / RESULTS_NAME, {}))
-
     stages = plan(run, ablation=options.ablation, seed=options.seed, overrides=overrides)
-    return run_stages(stages, run, run / "report.html", table)
+    return run_stages(stages, run, run / "report.html", lambda: results_table(run))
+
+
+def results_table(run: Path) -> str:
+    """Return the table of a measured run."""
+    from cclm.evaluate.tables import text_table
+
+    return text_table(read_json(run / RESULTS_NAME, {}))
 
 
 if __name__ == "__main__":

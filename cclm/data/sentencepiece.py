@@ -53,17 +53,15 @@ def tokenizer_of_sentencepiece(path: Path) -> Tokenizer:
     if model != UNIGRAM or [piece for piece, _ in pieces[:3]] != FIRST_PIECES or set(kinds[3:]) != {NORMAL}:
         got = f"kind {model}, first pieces {[piece for piece, _ in pieces[:3]]}, kinds of the others {set(kinds[3:])}"
         raise _error(path, f"a unigram model that begins with {FIRST_PIECES}, all other pieces normal ones", got)
-    return _build(pieces[3:], table)
+    return xlm_roberta_tokenizer(pieces[3:], [normalizers.Precompiled(table)] if table else [])
 
 
-def _build(pieces: list[tuple[str, float]], table: bytes) -> Tokenizer:
-    """XLM-RoBERTa's tokenizer.json."""
+def xlm_roberta_tokenizer(pieces: list[tuple[str, float]], normaliser: list[normalizers.Normalizer]) -> Tokenizer:
+    """XLM-RoBERTa's tokenizer.json, of the pieces between its special ones; the normaliser comes before all else."""
     vocabulary = [*((token, 0.0) for token in SPECIAL), *pieces, ("<mask>", 0.0)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=SPECIAL.index("<unk>")))
-    if table:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Precompiled(table), normalizers.Replace(Regex(" {2,}"), " ")]
-        )
+    if normaliser:
+        tokenizer.normalizer = normalizers.Sequence([*normaliser, normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
+from transformers.utils import logging
 
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_bytes
@@ -76,30 +78,34 @@ class Pruned:
     """Largest difference of the kept pieces' masked-LM logits; 0 without such a head."""
 
 
-def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path) -> Pruned:
+def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path, *, as_written: bool = False) -> Pruned:
     """Write a copy of `folder` with fewer pieces to `to`.
 
     Args:
         folder: with config.json, weights and tokenizer.json.
-        texts: gives the corpus; called twice, to count and to check. Each text counts as it is and as published models
-            prepare it (`cclm.data.tokens.pre_caption`).
+        texts: gives the corpus; called twice, to count and to check.
         to: a folder that does not exist yet.
+        as_written: each text counts as it is, and not also as published models prepare it
+            (`cclm.data.tokens.pre_caption`).
 
     Raises:
         CheckpointError: no such folder, no texts, or a check that fails.
     """
     content = begin(folder, to)
     before = tokenizer_of(content)
-    counts = used_ids(before, both_forms(texts()))
+    forms = iter if as_written else both_forms
+    counts = used_ids(before, forms(texts()))
     if not counts:
         raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
     keep = kept_ids(content, counts)
     after = tokenizer_of(prune_content(content, keep))
-    num_texts = _check_pieces(before, after, keep, both_forms(texts()), str(folder))
+    numbers = count()
+    counted = (text for text, _ in zip(texts(), numbers, strict=False))
+    _check_pieces(before, after, keep, forms(counted), str(folder))
     with staging_directory(to) as new:
         new.mkdir()
         pruned = Pruned(
-            texts=num_texts // 2,
+            texts=next(numbers),
             pieces_before=before.get_vocab_size(),
             pieces_after=len(keep),
             **_write_weights(folder, new, keep),
@@ -137,17 +143,14 @@ def both_forms(texts: Iterable[str]) -> Iterable[str]:
         yield pre_caption(text)
 
 
-def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str], where: str) -> int:
-    """Check that every text has the same pieces; return how many there were."""
-    number = 0
+def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str], where: str) -> None:
+    """Check that every text has the same pieces."""
     for batch in batches(texts):
         pairs = zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
         for old, new in pairs:
             if old.tokens != new.tokens or [keep[item] for item in new.ids] != old.ids:
                 wanted, got = str(old.tokens[:8]), str(new.tokens[:8])
                 raise _error(where, f"the pieces {wanted}", got, "Please report this tokenizer.")
-        number += len(batch)
-    return number
 
 
 def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
@@ -242,7 +245,12 @@ def states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
             return states, None
         return states, ours.decode_with(ours.masked_lm_states(states[0]), torch.nn.functional.linear)
     has_head = any(name.startswith(MASKED_LM) for name in read_folder(folder))
-    theirs = (AutoModelForMaskedLM if has_head else AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports a pooler that the folder may lack: no state depends on it
+    try:
+        theirs = (AutoModelForMaskedLM if has_head else AutoModel).from_pretrained(folder, dtype=torch.float32).eval()
+    finally:
+        logging.set_verbosity(verbosity)
     output = theirs(input_ids=ids_BL, output_hidden_states=True)
     return output.hidden_states[-1], output.logits[0] if has_head else None
 

@@ -78,16 +78,27 @@ class TextEncoder(nn.Module):
         self.stack = LayerStack(width, options)
 
     def forward(
-        self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"], *, num_tokens: int | None = None
+        self,
+        ids_BL: Int[Tensor, "b l"],
+        mask_BL: Bool[Tensor, "b l"],
+        *,
+        num_tokens: int | None = None,
+        first_BLD: Float[Tensor, "b l d"] | None = None,
+        start: int = 0,
     ) -> Float[Tensor, "b l d"]:
         """States, zero where the mask is False; who knows how many places are not says so (`packed_layout`).
+
+        `first_BLD`: the states behind the first `start` layers, from whoever knows them.
 
         Raises ValueError: a text longer than the position table.
         """
         layout = text_layout(mask_BL, self.token_layout, num_tokens, self.token_multiple)
-        position_BL = token_positions(ids_BL, self.options)
-        rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
-        text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout))
+        if first_BLD is None:
+            position_BL = token_positions(ids_BL, self.options)
+            rows_TD = self.embeddings(layout.take_ids(ids_BL), layout.take_ids(position_BL))
+        else:
+            rows_TD = layout.to_rows(first_BLD)
+        text_BLD = layout.to_rectangle(self.stack(rows_TD, layout=layout, start=start))
         return mean_first(text_BLD, mask_BL) if self.options.pooling == "mean_first" else text_BLD
 
 

@@ -7,6 +7,7 @@ DeepSpeed's hooks look into positional arguments and warn about objects they do 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -204,10 +205,11 @@ class LayerStack(nn.Module):
         layout: PaddedLayout,
         reading: Reading | None = None,
         has_memory_T1: Bool[Tensor, "t 1"] | None = None,
+        start: int = 0,
     ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out; layer n reads memory n modulo their number; the rest as in the layers."""
+        """Rows in, rows out, from layer `start` on; layer n reads memory n modulo their number; the rest as in them."""
         arranged = [memory_MND if reading is None else reading.arrange(memory_MND) for memory_MND in memories]
-        for number, layer in enumerate(self.layers):
+        for number, layer in islice(enumerate(self.layers), start, None):
             memory = arranged[number % len(arranged)] if arranged else None
             rows_TD = layer(rows_TD, memory, layout=layout, reading=reading, has_memory_T1=has_memory_T1)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

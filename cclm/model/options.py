@@ -227,9 +227,11 @@ class ModelOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         _check_choices(self)
+        # An own encoder has the width of its source, which is read when a run starts.
+        is_known = self.text.source is None or self.text.architecture == "hf"
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
             is_ours = getattr(options, "architecture", "") != "hf"
-            if is_ours and self.width % options.num_heads:
+            if is_known and is_ours and self.width % options.num_heads:
                 raise ValueError(
                     f"{name}.num_heads: expected a divisor of width {self.width}, got {options.num_heads}. "
                     "Change one of the two."
@@ -250,7 +252,7 @@ class ModelOptions:
                     f'{name}.tower: expected none for architecture "{tower.architecture}", got one. '
                     f'Leave it out, or set {name}.architecture to "hf".'
                 )
-        _check_vision(self.width, self.vision)
+        _check_vision(self.width if is_known else None, self.vision)
 
     @property
     def masked_lm_eps(self) -> float:
@@ -274,8 +276,8 @@ class ModelOptions:
         return tied
 
 
-def _check_vision(width: int, vision: VisionOptions) -> None:
-    """The image tower's sizes fit each other."""
+def _check_vision(width: int | None, vision: VisionOptions) -> None:
+    """The image tower's sizes fit each other, and the width if that is known."""
     if vision.stride and vision.image_size % vision.stride:
         reason = {
             "conv_vit": f"each of the {len(vision.stem_channels)} stem stages halves the side",
@@ -288,7 +290,7 @@ def _check_vision(width: int, vision: VisionOptions) -> None:
             "Change one of the two."
         )
     _check_keep_patches(vision)
-    if vision.architecture != "swin":
+    if vision.architecture != "swin" or width is None:
         return
     if len(vision.stage_heads) != len(vision.stage_layers):
         raise ValueError(

@@ -23,7 +23,7 @@ from cclm.engine.stored_weights import StoredTensor
 from cclm.errors import CheckpointError
 from cclm.model.options import ModelOptions
 from cclm.pretrained.import_cclm import ImportReport, KeyFate, LazyTensors, fit_weights, meta_model
-from cclm.pretrained.options import Reach
+from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
 from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
@@ -46,7 +46,7 @@ VOCABULARY = (".word_embeddings.weight", "predictions.bias", "predictions.decode
 
 
 def source_weights(
-    sources: Iterable[str | Path], options: ModelOptions, reach: Reach = "auto"
+    sources: Iterable[str | Path], options: ModelOptions, reach: Reach = "auto", layers: Layers = "spread"
 ) -> tuple[LazyTensors, ImportReport]:
     """Open sources and turn them into (part of) a state dict of ours, whose tensors are read when they are asked for.
 
@@ -54,6 +54,7 @@ def source_weights(
         sources: as `StartConfig.sources`.
         options: the model to start.
         reach: which stacks an XLM-R fills.
+        layers: which of its layers do.
 
     Returns:
         What the sources give, by our names; and the fate of every key of every source.
@@ -66,7 +67,7 @@ def source_weights(
     for source in sources:
         state = open_source(source)
         is_ours = OUR_MARK in state
-        placed = {} if is_ours else place_source(state, options, str(source), reach)
+        placed = {} if is_ours else place_source(state, options, str(source), reach, layers)
         given = _own_weights(options, state, str(source)) if is_ours else _given_weights(options, placed, str(source))
         placed |= {key: (key,) for weight in given for key in weight.theirs if is_ours}
         used = {key: name for name, keys in placed.items() for key in keys}

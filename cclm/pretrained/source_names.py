@@ -10,13 +10,13 @@ of transformers' Swin and BEiT are stacked to one; BEiT's shared position table 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from cclm.errors import CheckpointError
 from cclm.model.options import ModelOptions
-from cclm.pretrained.options import Reach
+from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import follows_from_sizes
 from cclm.pretrained.tower_files import place_image_tower, place_text_tower
 
@@ -28,7 +28,9 @@ X2VLM_MARK = "text_encoder.bert.embeddings.word_embeddings.weight"
 """Keys that only an export or import of ours, and only X2-VLM has."""
 
 
-def place_source(state: State, options: ModelOptions, where: str, reach: Reach = "auto") -> Placement:
+def place_source(
+    state: State, options: ModelOptions, where: str, reach: Reach = "auto", layers: Layers = "spread"
+) -> Placement:
     """Find out what a source file is and place its keys.
 
     Args:
@@ -37,6 +39,7 @@ def place_source(state: State, options: ModelOptions, where: str, reach: Reach =
         where: what to call the file in errors.
         reach: which stacks an XLM-R's layers fill; "auto": as published, text and fusion for a Swin tower's model, else
             text alone.
+        layers: which of its layers, as `StartConfig.text_layers`.
 
     Raises:
         CheckpointError: none of the kinds above, or too few layers.
@@ -57,7 +60,7 @@ def place_source(state: State, options: ModelOptions, where: str, reach: Reach =
         return _x2vlm(state)
     for prefix in ("roberta.", "bert.", ""):
         if is_own and f"{prefix}embeddings.word_embeddings.weight" in state:
-            return _xlm_roberta(state, prefix, options, where, reach)
+            return _xlm_roberta(state, prefix, options, where, reach, layers)
     raise CheckpointError(
         where=where,
         expected="Swin, BEiT-v2, XLM-R, BERT or X2-VLM weights"
@@ -131,15 +134,17 @@ IMAGE_KINDS = (
 fine-tuned on classes has its norm behind the mean.)"""
 
 
-def _xlm_roberta(state: State, prefix: str, options: ModelOptions, where: str, reach: Reach) -> Placement:
-    """transformers' XLM-R, with or without masked-LM head: evenly spaced layers (the published rule: every second)."""
+def _xlm_roberta(
+    state: State, prefix: str, options: ModelOptions, where: str, reach: Reach, layers: Layers
+) -> Placement:
+    """transformers' XLM-R, with or without masked-LM head: the chosen layers (the published rule: every second)."""
     one_stack = options.vision.architecture == "swin"
     fills_fusion = one_stack if reach == "auto" else reach == "text_and_fusion"
     encoder, num_text = ("text_encoder.bert" if one_stack else "text_encoder"), options.text.num_layers
     layer = re.compile(re.escape(prefix) + r"encoder\.layer\.(\d+)\.(.+)")
     numbers = {int(match[1]) for match in map(layer.fullmatch, state) if match}
     wanted = num_text + (options.fusion.num_layers if fills_fusion else 0)
-    target_of = spread_layers(len(numbers), wanted, where)
+    target_of = choose_layers(layers, len(numbers), wanted, where)
     placed: Placement = {}
     for name in state:
         if match := layer.fullmatch(name):
@@ -195,11 +200,11 @@ def _x2vlm(state: State) -> Placement:
     return placed
 
 
-def spread_layers(available: int, wanted: int, where: str) -> dict[int, int]:
-    """Source layer → target layer: the last of each of `wanted` runs of layers, which are as equal as they can be.
+def choose_layers(layers: Layers, available: int, wanted: int, where: str) -> dict[int, int]:
+    """Source layer → target layer; "spread": the last of each of `wanted` runs of layers, as equal as they can be.
 
     Raises:
-        CheckpointError: fewer layers than wanted.
+        CheckpointError: fewer layers than wanted, or a list that is not of `wanted` different layers of the source.
     """
     if available < wanted:
         raise CheckpointError(
@@ -208,4 +213,17 @@ def spread_layers(available: int, wanted: int, where: str) -> dict[int, int]:
             got=f"{available} layers",
             do="Give a deeper source, or lower text.num_layers and fusion.num_layers.",
         )
-    return {-(-(number + 1) * available // wanted) - 1: number for number in range(wanted)}
+    if isinstance(layers, tuple):
+        if len(layers) != wanted or len({*layers} & {*range(available)}) != wanted:
+            raise CheckpointError(
+                where="start.text_layers",
+                expected=f"{wanted} different layers of the {available} of {where}, counted from 0",
+                got=", ".join(map(str, layers)) or "none",
+                do="Give as many as text.num_layers says (and fusion.num_layers, where text_fills reaches so far).",
+            )
+        chosen: Iterable[int] = layers
+    elif layers == "spread":
+        chosen = [-(-(number + 1) * available // wanted) - 1 for number in range(wanted)]
+    else:
+        chosen = range(wanted) if layers == "first" else range(available - wanted, available)
+    return {layer: number for number, layer in enumerate(chosen)}

@@ -22,6 +22,7 @@ from cclm.data.options import ImageTransformConfig, Triple
 from cclm.errors import ConfigError
 from cclm.model.hf_vision import tower_width
 from cclm.model.options import LayerOptions, ModelOptions
+from cclm.pretrained.options import Reach
 from cclm.pretrained.text_towers import with_text_tower
 
 OptionsType = TypeVar("OptionsType", bound="LayerOptions | ModelOptions")
@@ -45,10 +46,11 @@ LEFT_OUT = (
 """Entries of a model's config.json that say nothing about the tower."""
 
 
-def with_towers(options: ModelOptions) -> ModelOptions:
+def with_towers(options: ModelOptions, reach: Reach = "auto") -> ModelOptions:
     """Read the sources that the options name; without any the options come back as they are.
 
-    A field that is still at its default takes the source's value, another value must agree with it.
+    A field that is still at its default takes the source's value, another value must agree with it. The fusion encoder
+    has its own sizes where the text source fills the text encoder alone (`reach`: "text").
 
     Raises:
         ConfigError: a source that cannot be read or is of another kind, or a field that contradicts it.
@@ -56,7 +58,7 @@ def with_towers(options: ModelOptions) -> ModelOptions:
     if options.vision.source is not None:
         options = _with_vision(options, options.vision.source)
     if options.text.source is not None:
-        options = _with_text(options, options.text.source)
+        options = _with_text(options, options.text.source, fits_fusion=reach != "text")
     return options
 
 
@@ -108,7 +110,7 @@ def _plain_values(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in LEFT_OUT}
 
 
-def _with_text(options: ModelOptions, source: str) -> ModelOptions:
+def _with_text(options: ModelOptions, source: str, *, fits_fusion: bool) -> ModelOptions:
     config = read_config(source)
     if options.text.architecture == "hf":
         return with_text_tower(options, config, _plain_values(config), source)
@@ -135,10 +137,13 @@ def _with_text(options: ModelOptions, source: str) -> ModelOptions:
         "source": None,
     }
     text = _settle("model.text", replace(options.text, source=None), {**layers, **positions}, source)
-    fusion = _settle("model.fusion", options.fusion, layers, source)
-    # Width first alone: heads must divide it, and each replacement is checked.
-    plain = replace(options, text=replace(text, num_heads=1), fusion=replace(fusion, num_heads=1))
-    return replace(_settle("model", plain, {"width": config.hidden_size}, source), text=text, fusion=fusion)
+    fusion = _settle("model.fusion", options.fusion, layers, source) if fits_fusion else options.fusion
+    options = _settle("model", options, {"width": config.hidden_size}, source)
+    try:
+        return replace(options, text=text, fusion=fusion)  # no longer named: now the sizes are checked
+    except ValueError as error:
+        do = f"Choose other sizes: {source} has the width {config.hidden_size}."
+        raise ConfigError(where="model", expected="sizes that fit each other", got=str(error), do=do) from error
 
 
 def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source: str) -> OptionsType:

@@ -62,7 +62,7 @@ MAY_CHANGE = {
         ("evaluation", "what is measured, when, and which checkpoint counts as the best"),
         ("health", "which steps are skipped, and how many may be"),
         ("data.num_workers data.batch_timeout_s data.cache data.bad_sample_limit", "how samples are brought here"),
-        ("views.*.cache_groups views.*.transform.cache_bytes", "what is kept in memory"),
+        ("views.*.cache_groups views.*.transform.cache_bytes start.remember_bytes", "what is kept in memory"),
         ("data.micro_batches", "parts in which a step is computed; no loss depends on it"),
         ("activation_checkpointing", "what is kept for the backward pass, and what is computed again"),
         ("engine deepspeed precision", "how the training state is held and computed with: the same but for rounding"),

@@ -81,6 +81,8 @@ def build_module(
     if config.finetune is not None and config.finetune.lora is not None and config.steps:
         seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters
         add_lora(module, config.finetune.lora)
+    if config.start.remember_bytes:
+        module.remember_frozen_texts(config.start.remember_bytes)
     return module
 
 

@@ -33,7 +33,7 @@ def with_named_towers(config: RunConfig) -> RunConfig:
     for name, view in config.views.items():
         if source is not None and isinstance(view, ImageViewConfig):
             views[name] = replace(view, transform=with_pixel_values(view.transform, source))
-    config = replace(config, views=views, model=with_towers(config.model))
+    config = replace(config, views=views, model=with_towers(config.model, config.start.text_fills))
     if problems := list(config.validation_errors()):
         raise ConfigError(
             where="configuration",
@@ -50,7 +50,8 @@ def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -
     Raises:
         CheckpointError: a source that cannot be read or does not fit.
     """
-    state, report = source_weights(config.start.sources, model.config.options(), config.start.text_fills)
+    start = config.start
+    state, report = source_weights(start.sources, model.config.options(), start.text_fills, start.text_layers)
     fresh = start_model(model, state)
     if is_first:
         note = {"sources": list(config.start.sources), "fresh": fresh, "keys": json.loads(report.as_json())}

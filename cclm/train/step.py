@@ -34,6 +34,7 @@ from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss
 from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from cclm.track.sections import NO_CLOCK, SectionClock
+from cclm.train.frozen_texts import FrozenTexts
 from cclm.train.losses import StepLosses
 from cclm.train.sharing import Sharing, told
 from cclm.train.teaching import teacher_maps, told_of_teacher
@@ -69,6 +70,17 @@ class CrossViewTraining(nn.Module):
         self.teacher_maps = teacher_maps(configs, model.config.projection_width, seed)
         self.pad_id = model.config.options().text.pad_token_id
         self.has_heads, self.has_words = model.text_projection is not None, model.masked_lm_transform is not None
+        self.kernels = kernels
+        self.frozen_texts: FrozenTexts | None = None
+
+    def remember_frozen_texts(self, limit_bytes: int) -> None:
+        """Let texts pass the frozen first layers of the text encoder once, and remember so many bytes of their states.
+
+        Raises:
+            ConfigError: there are no such layers.
+        """
+        width = self.model.config.options().width
+        self.frozen_texts = FrozenTexts(self.model.text_encoder, width, self.kernels, limit_bytes)
 
     def forward(self, batch: Batch) -> Losses:
         """Return the losses of this rank's share of an update (of a micro-batch of it).
@@ -149,11 +161,18 @@ class CrossViewTraining(nn.Module):
         parts = [*clean, *(view.masked.tokens for view in views.values() if self.has_words)]
         ids_BL, mask_BL = concatenate_padded([(part.ids_BL, part.mask_BL) for part in parts], self.pad_id)
         known = [part.num_tokens for part in parts if part.num_tokens is not None]
-        with self.clock.inside("text"):
-            states_BLD = self.model.encode_texts(ids_BL, mask_BL, sum(known) if len(known) == len(parts) else None)
-        states_BLD = self.clock.on_backward(states_BLD, "text")
         sizes = [part.ids_BL.shape[0] for part in parts]
         num_clean = sum(sizes[: len(clean)])
+        with self.clock.inside("text"):
+            num_tokens = sum(known) if len(known) == len(parts) else None
+            if self.frozen_texts is None:
+                states_BLD = self.model.encode_texts(ids_BL, mask_BL, num_tokens)
+            else:
+                first_BLD, start = self.frozen_texts(ids_BL, mask_BL, num_clean), self.frozen_texts.num_layers
+                states_BLD = self.model.text_encoder(
+                    ids_BL, mask_BL, num_tokens=num_tokens, first_BLD=first_BLD, start=start
+                )
+        states_BLD = self.clock.on_backward(states_BLD, "text")
         feature_BE = states_BLD.new_zeros(num_clean, 0)
         if self.has_heads:
             feature_BE = self.model.project_texts(states_BLD[:num_clean], mask_BL[:num_clean])

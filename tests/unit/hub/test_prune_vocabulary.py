@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers.utils import logging
 
 from cclm.cli.__main__ import main
 from cclm.data.sentencepiece import SENTENCEPIECE_NAME
@@ -82,6 +83,15 @@ def test_the_pruned_model_computes_the_same(tmp_path: Path, kind: str) -> None:
     assert not list(tmp_path.glob(".export-*"))
 
 
+def test_published_forms_may_be_left_out(tmp_path: Path) -> None:
+    folder_of(KINDS["tied"], tmp_path / "before")
+    texts = [text.upper() for text in MINE]
+    both = prune_vocabulary(tmp_path / "before", lambda: texts, tmp_path / "both")
+    one = prune_vocabulary(tmp_path / "before", lambda: texts, tmp_path / "one", as_written=True)
+    assert one.texts == both.texts == len(texts)
+    assert one.pieces_after < both.pieces_after
+
+
 def test_every_table_is_cut(tmp_path: Path) -> None:
     folder_of(KINDS["untied"], tmp_path / "before")
     pruned = prune_vocabulary(tmp_path / "before", lambda: MINE, tmp_path / "after")
@@ -96,7 +106,13 @@ def test_every_table_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [transformers.XLMRobertaForMaskedLM, transformers.XLMRobertaModel])
-def test_an_xlm_r_with_its_own_tokenizer(tmp_path: Path, kind: Callable[..., torch.nn.Module]) -> None:
+def test_an_xlm_r_with_its_own_tokenizer(
+    tmp_path: Path,
+    kind: Callable[..., torch.nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
     pieces = [(piece, score) for piece, score in json.loads(trained("Unigram").to_str())["model"]["vocab"]]
     tokenizer = transformers.XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)])
     tokenizer.save_pretrained(tmp_path / "before")
@@ -110,6 +126,7 @@ def test_an_xlm_r_with_its_own_tokenizer(tmp_path: Path, kind: Callable[..., tor
     )
     kind(config).save_pretrained(tmp_path / "before")  # type: ignore[operator]
     pruned = prune_vocabulary(tmp_path / "before", lambda: MINE, tmp_path / "after")
+    assert "newly initialized" not in caplog.text and logging.get_verbosity() == logging.WARNING
     assert pruned.max_abs_states <= 1e-5
     old, new = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("before", "after"))
     for text in MINE:

@@ -96,17 +96,18 @@ def test_building_and_training_are_always_called() -> None:
 
 
 def test_results_count_only_for_the_newest_checkpoint_and_the_demos_set(tmp_path: Path) -> None:
-    assert not is_measured(tmp_path)
+    test_set = Path("data/demo/image-test")
+    assert not is_measured(tmp_path, test_set)
     old = identify(write_checkpoint(tmp_path, 5, "x"))
     write_results(tmp_path, old.identity)
-    assert is_measured(tmp_path)
+    assert is_measured(tmp_path, test_set)
     (tmp_path / "gallery.json").unlink()
-    assert not is_measured(tmp_path)
+    assert not is_measured(tmp_path, test_set)
     write_results(tmp_path, old.identity, shards="data/demo/image-dev")
-    assert not is_measured(tmp_path)
+    assert not is_measured(tmp_path, test_set)
     write_results(tmp_path, old.identity)
     write_checkpoint(tmp_path, 9, "x")
-    assert not is_measured(tmp_path)
+    assert not is_measured(tmp_path, test_set)
 
 
 @pytest.mark.parametrize("missing", ["parity.json", "export/parity.json"])

@@ -17,7 +17,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.initialise import source_weights, start_model
-from cclm.pretrained.source_names import spread_layers
+from cclm.pretrained.source_names import choose_layers
 from cclm.pretrained.towers import with_towers
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model import hf_texts
@@ -38,10 +38,12 @@ BEIT: dict[str, Any] = {
 }
 
 
-def started(options: ModelOptions, *sources: Path, reach: Any = "auto") -> tuple[CCLMModel, list[str]]:
+def started(
+    options: ModelOptions, *sources: Path, reach: Any = "auto", layers: Any = "spread"
+) -> tuple[CCLMModel, list[str]]:
     torch.manual_seed(2)
     model = CCLMModel(CCLMConfig(**asdict(options))).eval()
-    state, _ = source_weights(sources, options, reach)
+    state, _ = source_weights(sources, options, reach, layers)
     return model, start_model(model, state)
 
 
@@ -167,12 +169,29 @@ def test_an_untied_decoder_starts_from_the_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("available", "wanted"), [(24, 12), (12, 12), (12, 8), (7, 3)])
 def test_layers_are_spread_evenly(available: int, wanted: int) -> None:
-    spread = spread_layers(available, wanted, "file")
+    spread = choose_layers("spread", available, wanted, "file")
     sources = sorted(spread)
     assert [spread[source] for source in sources] == list(range(wanted))
     assert sources[-1] == available - 1
     gaps = [after - before for before, after in zip([-1, *sources], sources, strict=False)]
     assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(("layers", "numbers"), [("first", [0, 1, 2]), ("last", [1, 2, 3]), ((3, 0, 2), [3, 0, 2])])
+def test_layers_are_chosen(tmp_path: Path, layers: Any, numbers: list[int]) -> None:
+    theirs = shaken(transformers.XLMRobertaModel(TEXT))
+    folder = saved(theirs, tmp_path / "text")
+    options = text_options(source=str(folder))
+    options = replace(options, text=replace(options.text, num_layers=3))
+    model, _ = started(options, folder, layers=layers)
+    for own, number in zip(model.text_encoder.stack.layers, numbers, strict=True):
+        assert torch.equal(own.feedforward.widen.weight, theirs.encoder.layer[number].intermediate.dense.weight)
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1), (0, 1, 1), (0, 1, 4)])
+def test_a_list_of_other_layers_is_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"start.text_layers: expected 3 different layers of the 4 of file"):
+        choose_layers(layers, 4, 3, "file")
 
 
 def hf_options(folder: Path) -> ModelOptions:

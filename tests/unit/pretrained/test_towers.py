@@ -80,6 +80,22 @@ def test_a_text_model_gives_its_sizes_and_keeps_the_number_of_layers(tmp_path: P
     assert (options.text.max_positions, options.text.token_type, options.text.source) == (34, True, None)
 
 
+def test_sizes_are_checked_against_the_width_of_the_source(tmp_path: Path) -> None:
+    """And not before it is read: 6 heads do not divide the default width."""
+    options = replace(named(text=folder(tmp_path, TEXT)), vision=VisionOptions(num_heads=6))
+    assert with_towers(options).width == 48
+    with pytest.raises(ConfigError, match=r"vision.num_heads: expected a divisor of width 48, got 5"):
+        with_towers(replace(options, vision=VisionOptions(num_heads=5)))
+
+
+def test_a_source_that_fills_the_text_encoder_alone_leaves_the_fusion_encoder_its_sizes(tmp_path: Path) -> None:
+    own = FusionOptions(num_layers=1, num_heads=3, feedforward_width=40)
+    options = replace(named(text=folder(tmp_path, TEXT)), fusion=own)
+    assert with_towers(options, "text").fusion == own
+    with pytest.raises(ConfigError, match=r"model.fusion.num_heads: expected 6"):
+        with_towers(options, "text_and_fusion")
+
+
 def test_a_value_that_contradicts_the_source_is_refused(tmp_path: Path) -> None:
     source = folder(tmp_path, TEXT)
     with pytest.raises(ConfigError, match=r"model.width: expected 48, as .* has it, got 64. Leave it out"):

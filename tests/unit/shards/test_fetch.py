@@ -14,7 +14,7 @@ import pytest
 
 from cclm.errors import DataError, MissingDependencyError
 from shards import fetch
-from shards.corpora.packages import DEMO_PACKAGES, Package
+from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package
 from shards.fetch import fetch_packages
 
 REPOSITORY = Path(__file__).parents[3]
@@ -133,7 +133,35 @@ def test_no_npm_at_all_names_the_install_command(monkeypatch: pytest.MonkeyPatch
         fetch.npm_command()
 
 
+@pytest.mark.parametrize("index", ["pip", "apt"])
+def test_other_indexes_fetch_by_their_own_programs(index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is called, in a folder of its own, by a program that stands in; where it fetches from is its setting."""
+    archive = {"pip": "good-1.0.0-py3-none-any.whl", "apt": "good_1.0.0_all.deb"}[index]
+    package = Package(name="good", version="1.0.0", sha256=GOOD.sha256, index=index, archive=archive)
+    called: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: Path, **_: Any) -> Any:
+        called.append(command)
+        (cwd / archive).write_bytes(CONTENT)
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(fetch.subprocess, "run", run)
+    fetch_packages(tmp_path, [package])
+    assert (tmp_path / archive).read_bytes() == CONTENT
+    (words,) = called
+    assert {"pip": "good==1.0.0", "apt": "good=1.0.0"}[index] in words and "download" in words
+    assert not any("://" in word for word in words)
+
+
+def test_a_program_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = Package(name="good", version="1.0.0", sha256=GOOD.sha256, index="apt", archive="good.deb")
+    with pytest.raises(DataError, match=r"expected apt to fetch the package, got no apt-get. .* Or put good.deb there"):
+        fetch_packages(tmp_path / "cache", [package])
+
+
 def test_the_pinned_packages_are_complete() -> None:
     assert len(DEMO_PACKAGES) == 8
-    assert len({package.file_name for package in DEMO_PACKAGES}) == 8
-    assert all(len(package.sha256) == 64 and int(package.sha256, 16) for package in DEMO_PACKAGES)
+    every = [*DEMO_PACKAGES, *MORE_PACKAGES.values()]
+    assert len({package.file_name for package in every}) == 10
+    assert all(len(package.sha256) == 64 and int(package.sha256, 16) for package in every)
