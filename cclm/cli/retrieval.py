@@ -68,7 +68,7 @@ def embed_source(options: argparse.Namespace) -> None:
     import torch
 
     from cclm.hub.open import open_model, place
-    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, weights_fingerprint
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder
     from cclm.retrieve.embed_source import find_source
     from cclm.retrieve.storage import StorageCost, storage_of
     from cclm.track.progress import Progress
@@ -81,7 +81,7 @@ def embed_source(options: argparse.Namespace) -> None:
     full_width = opened.model.config.projection_width
     storage = storage_of(options.width, options.store, full_width)
     facts = EmbeddingFacts(
-        model=weights_fingerprint(opened),
+        model=opened.fingerprint,
         source=source.fingerprint,
         root=str(options.source.resolve()),
         with_captions=options.captions,
@@ -176,10 +176,13 @@ def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedS
     from cclm.retrieve.search import Searcher, load_embedded
     from cclm.retrieve.serve import address_of, is_loopback, listen, make_app, serve
 
+    texts = None
+    if embedded.facts.with_captions:
+        texts = load_embedded(options.embedded, "text", may_be_empty=True, with_features=False)
     box = SearchBox(
         searcher=Searcher(opened=opened, embedded=embedded, nearest=nearest),
         source=embedded.source(),
-        texts=load_embedded(options.embedded, "text", may_be_empty=True) if embedded.facts.with_captions else None,
+        texts=texts,
         top_k=options.top_k,
         rerank_top=(50 if options.rerank is None else options.rerank) if opened.model.matching_head else 0,
         name=options.embedded.resolve().name,
@@ -196,7 +199,7 @@ def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedS
 def score_pairs_of_set(options: argparse.Namespace) -> None:
     """Score the pairs of a shard set by a model's features, for builds to filter by; started again, it goes on."""
     from cclm.hub.open import open_model, place
-    from cclm.retrieve.embed import Embedder, EmbeddingFacts, weights_fingerprint
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts
     from cclm.retrieve.embed_source import Shards
     from cclm.retrieve.score import score_set
     from cclm.shardfile.scores import finish_scores
@@ -210,7 +213,7 @@ def score_pairs_of_set(options: argparse.Namespace) -> None:
     source = Shards(options.shards, with_captions=True)
     opened = place(open_model(options.model), options.device, options.dtype)
     facts = EmbeddingFacts(
-        model=weights_fingerprint(opened),
+        model=opened.fingerprint,
         source=f"{source.fingerprint} in {options.dtype}",
         root=str(options.shards.resolve()),
         with_captions=True,

@@ -77,6 +77,8 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
     moments = (2 + bool(case.config.optimizer.ema_decay)) * held
     if sharding.offloads:  # on a GPU it is the node's memory; on a CPU the same
         weights, moments = weights - held, 0.0
+    if case.config.start.remember_bytes:  # at most: a copy of all that is frozen, and the memory when it is full
+        weights += (size - trained) * value + case.config.start.remember_bytes
     words = case.config.model.text.vocab_size
     slots = max(update.slots for update in case.updates) // case.parts
     logits = min(FP32 * MAX_LOGITS[device], FP32 * words * math.ceil(slots / count))

@@ -7,9 +7,11 @@ run/checkpoints/step_N ───────────────────
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -77,6 +79,17 @@ class OpenedModel(Prepared):
 
     model: CCLMModel
     """fp32, on the CPU, in evaluation mode."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells models apart whose features must not be mixed; the same for a checkpoint and its fp32, bf16 exports.
+
+        Of the weights as they were opened, whatever `place` makes of them.
+        """
+        digest = hashlib.sha256()
+        for _, value in sorted(self.model.state_dict().items()):
+            digest.update(value.float().bfloat16().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 def prepare_run(path: Path) -> Prepared:
@@ -156,6 +169,8 @@ def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
     """
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
+    if dtype != "fp32":
+        opened.fingerprint  # noqa: B018 - of the weights before they are rounded
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         opened.model.to(torch.device(wanted), getattr(torch, DTYPES[dtype]))

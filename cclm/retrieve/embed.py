@@ -11,7 +11,6 @@ reads all parts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ class EmbeddingFacts:
     """What an embedded set was made from."""
 
     model: str
-    """Fingerprint of the weights (`weights_fingerprint`)."""
+    """Fingerprint of the weights (`OpenedModel.fingerprint`)."""
     source: str
     """Fingerprint of the source."""
     root: str
@@ -67,14 +66,6 @@ class EmbeddingFacts:
     def num_parts(self) -> int:
         """Files when all is done."""
         return -(-self.num_units // self.units_per_part)
-
-
-def weights_fingerprint(opened: OpenedModel) -> str:
-    """Tells models apart whose features must not be mixed; the same for a checkpoint and its fp32 and bf16 exports."""
-    digest = hashlib.sha256()
-    for _, value in sorted(opened.model.state_dict().items()):
-        digest.update(value.float().bfloat16().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def part_path(folder: Path, part: int) -> Path:

@@ -9,6 +9,7 @@ loses.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -71,6 +72,8 @@ def approximate(folder: Path, feature_NW: Tensor, on_build: Callable[[Path], Non
         cosines, rows = [], []
         for query_W in query_QW:
             row_K = torch.tensor(index.search(query_W.numpy(), number).keys.astype("int64"))
+            if len(row_K) < min(number, len(feature_NW)):  # it may find fewer, among many equal rows
+                row_K = (feature_NW @ query_W).topk(min(number, len(feature_NW))).indices
             cosine_K, order_K = (feature_NW[row_K] @ query_W).sort(descending=True, stable=True)
             cosines.append(cosine_K)
             rows.append(row_K[order_K])
@@ -101,6 +104,12 @@ def _build(library: Any, folder: Path, feature_NW: Tensor, facts: dict[str, Any]
         for name in (ROWS, FACTS):
             atomic.sync(staging / name)
         atomic.publish(staging, folder)
+    except FileExistsError:  # another process has built it meanwhile
+        shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if error.errno != errno.ENOTEMPTY:
+            raise
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

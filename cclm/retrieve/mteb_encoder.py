@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cclm.hub.open import open_model, place
-from cclm.retrieve.embed import Embedder, weights_fingerprint
+from cclm.retrieve.embed import Embedder
 from cclm.rows.guard import optional_library
 
 
@@ -71,7 +71,7 @@ class MtebEncoder:
         return meta.ModelMeta.create_empty(
             {
                 "name": f"cclm/{self.folder.resolve().name}",
-                "revision": weights_fingerprint(opened)[:16],
+                "revision": opened.fingerprint[:16],
                 "modalities": ["image", "text"],
                 "n_parameters": sum(value.numel() for value in opened.model.parameters()),
                 "max_tokens": opened.max_tokens,

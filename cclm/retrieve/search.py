@@ -17,7 +17,7 @@ from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
 from cclm.report.thumbnails import thumbnail_uri
-from cclm.retrieve.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path, weights_fingerprint
+from cclm.retrieve.embed import FACTS_NAME, Embedder, EmbeddingFacts, part_path
 from cclm.retrieve.embed_source import EmbedSource, find_source
 from cclm.retrieve.index import Nearest, exact
 
@@ -61,8 +61,10 @@ class Hit:
     """Probability of a match, if it was re-ranked."""
 
 
-def load_embedded(folder: Path, kind: str = "image", *, may_be_empty: bool = False) -> EmbeddedSet:
-    """Read all parts of an embedded set.
+def load_embedded(
+    folder: Path, kind: str = "image", *, may_be_empty: bool = False, with_features: bool = True
+) -> EmbeddedSet:
+    """Read all parts of an embedded set; without features, `feature_NE` has no columns.
 
     Raises:
         ConfigError: not an embedded set, not finished, or without rows of this kind.
@@ -85,20 +87,24 @@ def load_embedded(folder: Path, kind: str = "image", *, may_be_empty: bool = Fal
             got=f"{facts.num_parts - len(missing)}",
             do="Start `cclm embed` with the same options again: it makes what is missing.",
         )
-    rows = pa.concat_tables([parquet.read_table(part_path(folder, part)) for part in range(facts.num_parts)])
-    rows = rows.filter((pc.field("kind") == kind) & pc.field("error").is_null())
+    columns = None if with_features else ["unit", "key", "kind", "text", "language", "error"]
+    parts = (parquet.read_table(part_path(folder, part), columns=columns) for part in range(facts.num_parts))
+    rows = pa.concat_tables(list(parts)).filter((pc.field("kind") == kind) & pc.field("error").is_null())
     if not len(rows) and not may_be_empty:
         raise ConfigError(
             where=str(folder), expected=f"rows of kind {kind!r}", got="none", do="Search for the other kind (--kind)."
         )
-    flat = rows["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    feature_NE = torch.empty(len(rows), 0)
+    if with_features:
+        flat = rows["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        feature_NE = facts.storage.unpack(flat.reshape(len(rows), facts.width))
     return EmbeddedSet(
         facts=facts,
         unit=rows["unit"].to_pylist(),
         key=rows["key"].to_pylist(),
         text=rows["text"].to_pylist(),
         language=rows["language"].to_pylist(),
-        feature_NE=facts.storage.unpack(flat.reshape(len(rows), facts.width)),
+        feature_NE=feature_NE,
     )
 
 
@@ -116,7 +122,7 @@ class Searcher:
     """`index.exact` or `index.approximate` of the set's features."""
 
     def __post_init__(self) -> None:
-        if weights_fingerprint(self.opened) != self.embedded.facts.model:
+        if self.opened.fingerprint != self.embedded.facts.model:
             raise ConfigError(
                 where=str(self.opened.origin),
                 expected="the model that embedded the set",

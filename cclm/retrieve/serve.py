@@ -31,7 +31,7 @@ TEMPLATE = Path(__file__).with_name("search_page.html.j2")
 INSTALL = 'pip install "cclm-pretraining[serve]"'
 SIZES: Mapping[str, int] = {"small": 240, "large": 1024}
 """Pixels of an image's longer side."""
-IMAGES_REMEMBERED = 2000
+IMAGES_REMEMBERED = 500
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 HEADERS = {
@@ -68,7 +68,8 @@ def make_app(box: SearchBox, host: str = "127.0.0.1") -> Any:
         return thumbnail(box.image(number), SIZES[size])
 
     def image(request: Any) -> Any:
-        number, size = request.path_params["number"], request.path_params.get("size", "small")
+        named, size = request.path_params["number"], request.path_params.get("size", "small")
+        number = int(named) if re.fullmatch(r"\d{1,18}", named, re.ASCII) else -1
         if number not in box.numbers or size not in SIZES:
             return replies.PlainTextResponse("No such image in the embedded set.", status_code=404)
         try:
@@ -81,8 +82,8 @@ def make_app(box: SearchBox, host: str = "127.0.0.1") -> Any:
     routes = [
         routing.Route("/", show),
         routing.Route("/favicon.ico", lambda request: replies.Response(status_code=204)),  # asked for beside an image
-        routing.Route("/image/{number:int}", image),
-        routing.Route("/image/{number:int}/{size}", image),
+        routing.Route("/image/{number}", image),
+        routing.Route("/image/{number}/{size}", image),
     ]
     return _Guard(web.Starlette(routes=routes), replies.PlainTextResponse, local_names(host))
 

@@ -130,13 +130,14 @@ class FileCache:
                 total -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield (last use, size, path) of the whole files. Manifests stay: they are small, and say what a set is."""
+        """Yield (last use, size, path) of the whole files. Manifests stay: they are small, and say what a set
+        is; and arrays (of a teacher's features), which are mapped into memory."""
         for path in self.folder.glob("*/*"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process evicts too
                 continue
-            if not path.name.endswith((PARTIAL, LOCK, ".json")):
+            if not path.name.endswith((PARTIAL, LOCK, ".json", ".npy")):
                 yield status.st_mtime, status.st_size, path
 
     def _sweep(self) -> None:

@@ -126,8 +126,10 @@ class FrozenTexts:
             encoder, options = self._encoder, self._encoder.options
             first: list[Any] = [encoder.embeddings, *encoder.stack.layers[: self.num_layers]]
             like = next(encoder.parameters())
-            layers = (TransformerLayer(self._width, options) for _ in range(self.num_layers))
-            copy = nn.ModuleList([TextEmbeddings(self._width, options), *layers]).to(like.device, like.dtype)
+            with torch.random.fork_rng(devices=[]):  # a step's dropout must not hear of the weights that are drawn here
+                layers = (TransformerLayer(self._width, options) for _ in range(self.num_layers))
+                copy = nn.ModuleList([TextEmbeddings(self._width, options), *layers])
+            copy = copy.to(like.device, like.dtype)
             pairs = zip(copy, first, strict=True)
             for own, their in chain.from_iterable(zip(a.parameters(), b.parameters(), strict=True) for a, b in pairs):
                 with whole_parameters([their]):

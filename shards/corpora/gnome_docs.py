@@ -9,6 +9,7 @@ What was not translated stands there in English, and is skipped.
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import tarfile
 from collections import Counter
@@ -87,7 +88,7 @@ def _read_pages(path: Path) -> dict[str, Pages]:
     except FileNotFoundError:
         do = "Run `python -m shards fetch-demo --also gnome-user-docs --to` that folder first."
         refuse("package_missing", "a fetched package", "no such file", str(path), do)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError) as error:
         do = "Remove it and run `python -m shards fetch-demo` again."
         refuse("package_broken", "a fetched package", str(error), str(path), do)
     if _ENGLISH not in pages:

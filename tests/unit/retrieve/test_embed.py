@@ -22,7 +22,6 @@ from cclm.retrieve.embed import (
     embed_units,
     part_path,
     prepare_folder,
-    weights_fingerprint,
 )
 from cclm.retrieve.embed_source import Files, Shards, find_source
 from cclm.retrieve.search import Hit, load_embedded, page, search, text_table
@@ -49,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def facts_of(opened: OpenedModel, source: Files | Shards, units_per_part: int = 3) -> EmbeddingFacts:
     return EmbeddingFacts(
-        model=weights_fingerprint(opened),
+        model=opened.fingerprint,
         source=source.fingerprint,
         root=str(source.root),
         with_captions=getattr(source, "with_captions", False),
@@ -159,11 +158,13 @@ def test_another_model_or_source_is_refused(opened: OpenedModel, folder: Path, t
 
 def test_a_fingerprint_tells_models_apart_and_not_their_dtype(opened: OpenedModel) -> None:
     half = copy.deepcopy(opened.model).bfloat16()
-    assert weights_fingerprint(replace(opened, model=half)) == weights_fingerprint(opened)
+    assert replace(opened, model=half).fingerprint == opened.fingerprint
+    again = replace(opened, model=copy.deepcopy(opened.model))
+    assert place(again, "cpu", "fp16").fingerprint == opened.fingerprint, "of the weights as they were opened"
     other = copy.deepcopy(opened.model)
     with torch.no_grad():
         other.text_projection.linear.weight[0, 0] += 0.1
-    assert weights_fingerprint(replace(opened, model=other)) != weights_fingerprint(opened)
+    assert replace(opened, model=other).fingerprint != opened.fingerprint
 
 
 def test_search_finds_by_cosine_and_looks_again(opened: OpenedModel, folder: Path, tmp_path: Path) -> None:

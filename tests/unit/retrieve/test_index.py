@@ -55,6 +55,14 @@ def test_the_index_finds_the_same_in_a_small_set_and_is_built_once(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("library")
+def test_among_equal_rows_none_is_missing(tmp_path: Path) -> None:
+    row_NW = rows(3).repeat(500, 1)
+    cosine_QK, row_QK = approximate(index_folder(tmp_path, "image"), row_NW)(rows(2, 1), 1500)
+    assert row_QK.shape == (2, 1500) and all(len(set(row_K.tolist())) == 1500 for row_K in row_QK)
+    torch.testing.assert_close(cosine_QK, exact(row_NW)(rows(2, 1), 1500)[0])
+
+
+@pytest.mark.usefixtures("library")
 def test_an_index_of_other_rows_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     folder = index_folder(tmp_path, "image")
     approximate(folder, rows(30))

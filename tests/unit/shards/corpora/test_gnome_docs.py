@@ -76,6 +76,12 @@ def test_what_is_missing_or_broken_is_one_sentence(tmp_path: Path) -> None:
     write_deb(tmp_path, {"C": PAGE.format(*ENGLISH), **TRANSLATED})
     with pytest.raises(ConfigError, match=r"translated into, got sw. Name some of these: de, fr, zh"):
         read(tmp_path, "sw")
+    content = bytearray((tmp_path / GNOME_DOCS.file_name).read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / GNOME_DOCS.file_name).write_bytes(content)
+    with pytest.raises(DataError) as broken:
+        read(tmp_path, "de")
+    assert broken.value.reason == "package_broken"
     write_deb(tmp_path, {"C": PAGE.format(*ENGLISH), "de": "<page><p>"})
     with pytest.raises(DataError, match=r"gnome-help/dogs: expected a Mallard page"):
         read(tmp_path, "de")
