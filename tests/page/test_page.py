@@ -53,6 +53,8 @@ class Opened:
         self.page.on("pageerror", lambda error: self.told.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(address)
+        if "?" not in address:
+            self.page.locator("#q:focus").wait_for()  # it comes with the first frame, which may be later than the page
 
     def ask(self, text: str) -> None:
         """Type into what has the focus, and press Enter; wait for the results."""
