@@ -68,7 +68,7 @@ def _pack(package: Package, scratch: Path) -> Path:
     where = f"{package.name}@{package.version}"
     try:
         done = subprocess.run(
-            _command(package, scratch),
+            _command(package),
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
         said = done.stderr.strip().splitlines()
@@ -98,14 +98,14 @@ def _pack(package: Package, scratch: Path) -> Path:
     return archives[0]
 
 
-def _command(package: Package, scratch: Path) -> list[str]:
-    """What fetches the archive into the folder `scratch`, in which it runs."""
+def _command(package: Package) -> list[str]:
+    """What fetches the archive into the folder in which it runs."""
     if package.index == "npm":
         where = f"{package.name}@{package.version}"
-        return [*npm_command(), "pack", where, "--pack-destination", str(scratch), "--loglevel", "error"]
+        return [*npm_command(), "pack", where, "--pack-destination", ".", "--loglevel", "error"]
     if package.index == "apt":
         return ["apt-get", "download", "--quiet", f"{package.name}={package.version}"]
     tags = ["--platform", "manylinux2014_x86_64", "--only-binary", ":all:", "--no-deps"]  # the same file on any machine
     plain = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     pip = [sys.executable, "-m", "pip", "download"]
-    return [*pip, f"{package.name}=={package.version}", *tags, *plain, "--dest", str(scratch)]
+    return [*pip, f"{package.name}=={package.version}", *tags, *plain, "--dest", "."]

@@ -48,10 +48,14 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return log, mode
 
 
-def test_packages_are_fetched_once(npm: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_packages_are_fetched_once(
+    npm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)  # `make demo` names the cache by a relative path
     log, _ = npm
     seen: list[tuple[str, bool]] = []
-    cache = tmp_path / "cache"
+    cache = Path("cache") if is_relative else tmp_path / "cache"
     for _round in range(2):
         fetch_packages(cache, [GOOD, OTHER], lambda package, fetched: seen.append((package.name, fetched)))
     assert sorted(path.name for path in cache.iterdir()) == ["other-2.0.0.tgz", "scope-good-1.0.0.tgz"]
