@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -83,9 +84,10 @@ def test_another_model_or_set_is_refused(
     assert "got another source" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "pairs"), *arguments, "--dtype", "bf16"]) == 2
     assert "got another source" in capsys.readouterr().err
+    other = replace(opened, model=copy.deepcopy(opened.model))  # the fixture is other tests', too
     with torch.no_grad():
-        opened.model.text_encoder.embeddings.words.weight[5] += 1
-    write(opened, tmp_path / "other")
+        other.model.text_encoder.embeddings.words.weight[5] += 1
+    write(other, tmp_path / "other")
     arguments[1] = str(tmp_path / "other")
     assert main(["score", str(tmp_path / "pairs"), *arguments]) == 2
     assert "got another model" in capsys.readouterr().err

@@ -334,7 +334,9 @@ def test_the_command_serves_until_it_is_asked_to_end(opened: OpenedModel, tmp_pa
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            address = process.stdout.readline().split()[0]
+            line = process.stdout.readline()
+            assert line, process.communicate(timeout=60)
+            address = line.split()[0]
             with urllib.request.urlopen(f"{address}?q=ein%20rotes%20Auto", timeout=60) as reply:
                 assert list(columns(reply.read().decode())) == ["dual", "reranked"]
             process.send_signal(signal.SIGTERM)
