@@ -42,14 +42,17 @@ def test_the_exact_search_looks_at_every_row() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_the_index_finds_the_same_in_a_small_set_and_is_built_once(tmp_path: Path) -> None:
+def test_the_index_finds_nearly_the_same_and_is_built_once(tmp_path: Path) -> None:
     row_NW, query_QW = rows(300), rows(20, 1)
     folder, built = index_folder(tmp_path, "image"), list[Path]()
     first = approximate(folder, row_NW, on_build=built.append)(query_QW, 10)
     again = approximate(folder, row_NW, on_build=built.append)(query_QW, 10)
     assert built == [folder] and sorted(path.name for path in folder.iterdir()) == [FACTS, ROWS]
-    for found, expected in zip(first, exact(row_NW)(query_QW, 10), strict=True):
-        torch.testing.assert_close(found, expected)
+    _, best_QK = exact(row_NW)(query_QW, 10)
+    found = [len(set(row_K.tolist()) & set(best_K.tolist())) for row_K, best_K in zip(first[1], best_QK, strict=True)]
+    assert sum(found) >= 0.95 * best_QK.numel(), "its threads build another graph each time"
+    for query_W, cosine_K, row_K in zip(query_QW, *first, strict=True):
+        torch.testing.assert_close(cosine_K, row_NW[row_K] @ query_W)
     assert torch.equal(first[1], again[1])
     assert [path.name for path in tmp_path.iterdir()] == [folder.name], "nothing half is left"
 
