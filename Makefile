@@ -117,7 +117,7 @@ $(VENV)/.triton: $(INSTALLED)
 test-kernels: $(VENV)/.triton ## Triton kernels in its interpreter, and compiled for sm_80, 90 and 100; no GPU (installs Triton, once)
 	@$(BIN)/python -m pytest tests/kernels -rs < /dev/null
 
-faults: $(INSTALLED) ## Kills, full and failing disks, damage, NaN, hung ranks on tiny ZeRO-3 runs: is anything lost? (25 minutes; FAULTS="--seed 5")
+faults: $(INSTALLED) ## Kills, full and failing disks, damage, NaN, hung ranks on tiny ZeRO-3 runs: is anything lost? (73 minutes beside other work; FAULTS="--seed 5")
 	@$(BIN)/python -m tests.faults $(FAULTS) < /dev/null
 
 gpu: ## On a GPU machine, with its own torch: check and measure everything in 8 minutes: make gpu PYTHON=python3 [OUT=DIR]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from cclm.errors import CheckpointError
 from cclm.model.configuration_cclm import CCLMConfig
@@ -55,6 +55,21 @@ def saved(model: nn.Module, folder: Path, **how: Any) -> Path:
 def image_tokens(model: CCLMModel, pixels: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.encode_images(pixels)[:, 1:]
+
+
+def same_states(model: CCLMModel, theirs: Any, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """The states of a model of transformers, which ours must have too."""
+    with torch.no_grad():
+        expected: Tensor = theirs(ids_BL, mask_BL.long()).last_hidden_state
+        found = model.encode_texts(ids_BL, mask_BL)
+    torch.testing.assert_close(found[mask_BL], expected[mask_BL], atol=1e-5, rtol=1e-4)
+    return expected
+
+
+def check_fresh(fresh: Any, head: bool) -> None:
+    """The text encoder was filled whole, and the masked-LM head exactly if the source has one."""
+    assert not any(name.startswith("text_encoder") for name in fresh)
+    assert any(name.startswith("masked_lm_transform") for name in fresh) is not head
 
 
 @pytest.mark.parametrize("kind", [transformers.SwinModel, transformers.SwinForImageClassification])
@@ -129,12 +144,8 @@ def test_xlm_r_of_transformers(tmp_path: Path, head: bool, safe: str) -> None:
     model, fresh = started(text_options(source=str(folder)), folder)
     ids_BL = torch.tensor([[0, 7, 9, 1, 5, 2], [0, 8, 2, 1, 1, 1]])
     mask_BL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
-    with torch.no_grad():
-        expected = getattr(theirs, "roberta", theirs)(ids_BL, mask_BL.long()).last_hidden_state
-        found = model.encode_texts(ids_BL, mask_BL)
-    torch.testing.assert_close(found[mask_BL], expected[mask_BL], atol=1e-5, rtol=1e-4)
-    assert not any(name.startswith("text_encoder") for name in fresh)
-    assert any(name.startswith("masked_lm_transform") for name in fresh) is not head
+    expected = same_states(model, getattr(theirs, "roberta", theirs), ids_BL, mask_BL)
+    check_fresh(fresh, head)
     if head:
         with torch.no_grad():
             logits = model.decode_with(model.masked_lm_states(expected[mask_BL]), nn.functional.linear)
@@ -256,12 +267,8 @@ def test_bert_of_transformers(tmp_path: Path, head: bool, names: str) -> None:
     model, fresh = started(text_options(source=str(folder)), folder)
     ids_BL = torch.tensor([[101, 7, 9, 0, 5, 102], [101, 8, 102, 0, 0, 0]])
     mask_BL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
-    with torch.no_grad():
-        expected = getattr(theirs, "bert", theirs)(ids_BL, mask_BL.long()).last_hidden_state
-        found = model.encode_texts(ids_BL, mask_BL)
-    torch.testing.assert_close(found[mask_BL], expected[mask_BL], atol=1e-5, rtol=1e-4)
-    assert not any(name.startswith("text_encoder") for name in fresh)
-    assert any(name.startswith("masked_lm_transform") for name in fresh) is not head
+    expected = same_states(model, getattr(theirs, "bert", theirs), ids_BL, mask_BL)
+    check_fresh(fresh, head)
     if head:
         with torch.no_grad():
             logits = model.decode_with(model.masked_lm_states(expected[mask_BL]), nn.functional.linear)
