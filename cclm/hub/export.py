@@ -12,7 +12,6 @@ fresh one.
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from cclm.hub.open import Prepared, is_export, with_weights
 from cclm.hub.parity import ParityReport, check_parity
 from cclm.hub.reference_outputs import ReferenceOutputs, read_reference, reference_of
 from cclm.hub.weight_files import Dtype, Source, write_weights
+from cclm.ops.heap import return_freed_memory
 from cclm.pretrained.source_files import of_network
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
@@ -82,8 +82,7 @@ def reference_for(prepared: Prepared, source: Source, room: Path, weights: Weigh
         drop_pages_after_use(opened.model)
         found = reference_of(opened)
         del opened
-    # glibc keeps freed memory; given back to the system, it does not stand beside the fresh process.
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    return_freed_memory()  # it would stand beside the fresh process's
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,10 @@ def stochastic_depth(highest: float, num_blocks: int) -> list[float]:
     return [highest * number / max(1, num_blocks - 1) for number in range(num_blocks)]
 
 
-def forget(value: Tensor, function: Callable[[Tensor], Tensor], argument: Tensor, *, until: Tensor) -> None:
+def forget(value: Tensor, function: Callable[..., Any], argument: Tensor, *, until: Tensor) -> None:
     """Free the memory of `value = function(argument)`, which only the operation that returned `until` has kept.
+
+    `function` takes `out=`, as torch's own do.
 
     When the gradient of `until` is there, just before that operation's backward pass, the value is computed again into
     the same tensor. (As Megatron-LM does it: the storage is emptied and filled, so that the operation may be any,
@@ -56,13 +59,13 @@ def forget(value: Tensor, function: Callable[[Tensor], Tensor], argument: Tensor
     """
     if torch.compiler.is_compiling() or not (until.requires_grad and torch.is_grad_enabled()):
         return
-    storage = value.untyped_storage()
+    storage, kept = value.untyped_storage(), value.data  # data: filling it is no change that autograd counts
     size_bytes = storage.nbytes()
 
     def restore(grad: Tensor) -> None:
         storage.resize_(size_bytes)
         with torch.no_grad():
-            storage.copy_(function(argument).untyped_storage())
+            function(argument, out=kept)
 
     until.register_hook(restore)  # type: ignore[no-untyped-call]
     storage.resize_(0)

@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cclm.errors import ConfigError
 from cclm.model.kernels import PLAIN, Kernels, PackedAttention
-from cclm.ops.attention import byte_dropout, recomputed_attention
+from cclm.ops.attention import recomputed_attention, redrawn_dropout
 from cclm.ops.contrastive import ContrastiveLoss, LogSums, contrastive_loss
 from cclm.ops.contrastive_blocks import LARGEST_WIDTH
 from cclm.ops.contrastive_operator import log_sums
@@ -124,7 +124,7 @@ def choose_model_kernels(
             ),
             packed_attention=varlen_attention() if attention.chosen == "varlen" else None,
             layer_norm=apex_layer_norm() if norm.chosen == "apex" else PLAIN.layer_norm,
-            dropout=byte_dropout if dropout.chosen == "bytes" else PLAIN.dropout,
+            dropout=redrawn_dropout if dropout.chosen == "bytes" else PLAIN.dropout,
             embedding=table.embedding if is_shared else PLAIN.embedding,
         ),
         cross_entropy=table.lending(cross_entropy) if is_shared else cross_entropy,
@@ -147,8 +147,8 @@ def choose_attention(config: KernelConfig, device: torch.device, network: Networ
     reason = "torch picks its backend by shapes" if varlen else "no padding in self-attention of texts"
     if is_lean:
         ways, reason = {"recomputed": "", **ways}, "no probabilities are kept"
-    drops = {"bytes": "", "torch": ""} if is_lean else {"torch": "", "bytes": ""}
-    why = "a byte for an element in place of a float" if is_lean else "torch's own keeps bytes on a GPU"
+    drops = {"bytes": "" if is_lean else "it draws on a CPU, outside of compiled blocks", "torch": ""}
+    why = "a seed in place of a float for each element" if is_lean else "torch's own keeps bytes on a GPU"
     return choose("attention", config.attention, ways, reason), choose("dropout", config.dropout, drops, why)
 
 

@@ -23,7 +23,7 @@ class KernelConfig:
     of any length, without padding (a GPU in bf16, torch 2.10, no attention dropout). "auto": varlen where it can run;
     recomputed on a CPU; else sdpa."""
     dropout: Literal["auto", "torch", "bytes"] = "auto"
-    """"bytes": keeps a byte for an element in place of a float, as torch does on a GPU. "auto": bytes on a CPU."""
+    """"bytes": drawn by two random bytes for an element, twice, so that nothing is kept. "auto": bytes on a CPU."""
     layer_norm: Literal["auto", "torch", "apex"] = "auto"
     """"auto": torch's."""
     optimizer: Literal["auto", "torch", "apex", "deepspeed"] = "auto"

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cclm.ops import attention
-from cclm.ops.attention import byte_dropout, recomputed_attention
+from cclm.ops.attention import Drops, recomputed_attention, redrawn_dropout
 from cclm.ops.choice import math_attention
 
 SHAPES = [(1, 1, 1, 1, 4), (2, 3, 5, 5, 8), (3, 2, 1, 7, 4), (2, 1, 6, 2, 3)]
@@ -61,10 +60,20 @@ def only_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def drawn_as_ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """torch's attention with the probabilities that `recomputed_attention` drops, written out."""
+    kept, wide = Drops(dropout), 1.0 if mask is None or mask.dtype != torch.bool else mask.any(-1, keepdim=True)
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    shares = (scores.softmax(-1) * wide).nan_to_num()
+    return (shares * kept.kept(shares.detach().flatten(0, 1)).view_as(shares) * kept.scale) @ value
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_gradients_and_draws_are_those_of_torch(
+def test_values_and_gradients_are_those_of_torch(
     shape: tuple[int, ...], kind: str, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, mask = inputs(shape), make_mask(kind, shape)
@@ -74,8 +83,9 @@ def test_values_gradients_and_draws_are_those_of_torch(
             found = both(recomputed_attention, parts, mask, dropout)
     else:
         found = both(recomputed_attention, parts, mask, dropout)
-    for ours, reference in zip(found, both(math_attention, parts, mask, dropout), strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+    slow = drawn_as_ours if dropout > 0 else math_attention
+    for ours, reference in zip(found, both(slow, parts, mask, dropout), strict=True):
+        torch.testing.assert_close(ours, reference.nan_to_num(), rtol=1e-12, atol=1e-12)
 
 
 def test_bfloat16() -> None:
@@ -101,22 +111,48 @@ def kept_bytes(function: Callable[[], Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def test_queries_keys_values_and_a_byte_for_each_probability_are_kept() -> None:
+def test_only_queries_keys_and_values_are_kept() -> None:
     shape = (2, 3, 32, 32, 8)
     parts = inputs(shape, torch.float32)
     inputs_bytes, cells = 3 * 2 * 3 * 32 * 8 * 4, 2 * 3 * 32 * 32
-    assert kept_bytes(lambda: recomputed_attention(*parts, None, 0.1)) == inputs_bytes + cells
+    assert kept_bytes(lambda: recomputed_attention(*parts, None, 0.1)) == inputs_bytes
     assert kept_bytes(lambda: math_attention(*parts, None, 0.1)) > inputs_bytes + 8 * cells
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_is_that_of_torch_bit_by_bit(dtype: torch.dtype) -> None:
-    rows = torch.randn(7, 33, dtype=dtype, requires_grad=True)
-    found = []
-    for function in (byte_dropout, functional.dropout):
-        torch.manual_seed(1)
-        dropped = function(rows, 0.3, True)
-        found.append((dropped, *torch.autograd.grad(dropped.square().sum(), [rows])))
-    assert all(torch.equal(ours, reference) for ours, reference in zip(*found, strict=True))
-    assert kept_bytes(lambda: byte_dropout(rows, 0.3)) == rows.numel()
-    assert byte_dropout(rows, 0.3, training=False) is rows
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype, probability: float) -> None:
+    rows = torch.ones(300, 401, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    dropped = redrawn_dropout(rows, probability)
+    (grad,) = torch.autograd.grad(dropped.sum(), [rows])
+    assert torch.equal(grad, dropped), "backward has other draws"
+    kept = dropped != 0
+    assert dropped[kept].unique().tolist() == pytest.approx([1 / (1 - probability)], rel=4e-3)
+    deviation = (probability * (1 - probability) / kept.numel()) ** 0.5
+    assert abs(kept.double().mean() - (1 - probability)) < 4 * deviation
+    for axis in (0, 1):  # no row and no column is better off, and neighbours know nothing of each other
+        shares = kept.double().mean(axis)
+        assert shares.std() == pytest.approx((probability * (1 - probability) / kept.shape[axis]) ** 0.5, rel=0.2)
+    for step in (1, 2, 4, kept.shape[1]):
+        both_kept = kept.flatten()[step:] & kept.flatten()[:-step]
+        assert both_kept.double().mean() == pytest.approx((1 - probability) ** 2, abs=8 * deviation)
+    assert not torch.equal(redrawn_dropout(rows, probability) != 0, kept), "two calls draw the same"
+    assert kept_bytes(lambda: redrawn_dropout(rows, probability)) == 0
+    assert redrawn_dropout(rows, probability, training=False) is rows
+
+
+def test_torchs_generator_decides_what_is_dropped() -> None:
+    rows, found = torch.ones(50, requires_grad=True), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(redrawn_dropout(rows, 0.3))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("probability", [1e-9, 1 - 1e-9])
+def test_probabilities_at_the_ends(probability: float) -> None:
+    dropped = redrawn_dropout(torch.ones(64, requires_grad=True), probability)
+    assert dropped.isfinite().all()
+    assert int((dropped != 0).sum()) == (64 if probability < 0.5 else 0)

@@ -1,0 +1,33 @@
+"""The C library's heap, where the tensors of a CPU live.
+
+glibc maps a large piece of memory anew each time, and gives it back to the system when it is freed. Of a training step,
+whose tensors come and go in the same sizes, the kernel then clears hundreds of thousands of pages in each step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+SETTINGS = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""Variables by which a user decides about it."""
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""Of `mallopt(3)`."""
+
+
+def keep_freed_memory(environment: Mapping[str, str]) -> bool:
+    """Let this process use freed memory again in place of giving it back; return whether it will.
+
+    Nothing changes where the environment has a setting of its own, or where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name in environment for name in SETTINGS):
+        return False
+    return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, -1))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, once."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

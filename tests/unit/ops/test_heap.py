@@ -1,0 +1,48 @@
+"""Freed memory that a process keeps, by the pages that the kernel clears for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cclm.ops.heap import SETTINGS, keep_freed_memory
+
+PROGRAM = """
+import resource, sys
+from cclm.ops.heap import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory({})
+for number in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del_me = bytearray(64 << 20)
+    del del_me
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+kept = resident()
+return_freed_memory()
+print(faults, kept - resident())
+"""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_the_environment_says_stays(name: str) -> None:
+    assert not keep_freed_memory({name: "1"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_kept_memory_is_used_again_until_it_is_given_back() -> None:
+    found = {}
+    for way in ("keep", "as it is"):
+        command = [sys.executable, "-c", PROGRAM, way]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found[way] = [int(word) for word in output.split()]
+    pages = (64 << 20) // 4096
+    (faults, returned), (faults_before, returned_before) = found["keep"], found["as it is"]
+    assert faults < pages / 50 < pages / 2 < faults_before
+    assert returned > 60 << 20 > returned_before
