@@ -98,12 +98,18 @@ class Counter:
         ids = torch.zeros(PROBE_ROWS, length, dtype=torch.long, device="meta")
         return self._once(("text", length), lambda x: self.model.encode_texts(x, self._mask(length)), ids)
 
-    def fused(self, length: int, memory: int) -> Cost:
-        """A text with a memory of so many states through the fusion encoder; 0: without."""
+    def fused(self, length: int, memory: int, wanted: int) -> Cost:
+        """A text with a memory of so many states (0: without) through the fusion encoder, so many of whose states are
+        read, or all if the heads read means."""
         width, inputs = self.options.width, [self._states(length, self.options.width)]
         inputs += [self._states(memory, width)] if memory else []
-        fuse = lambda text, *rest: self.model.fuse(text, self._mask(length), rest[0] if rest else None)  # noqa: E731
-        return self._once(("fused", length, memory), fuse, *inputs)
+        cells = torch.arange(PROBE_ROWS, device="meta")[:, None] * length + torch.arange(wanted, device="meta")
+        wanted_W = None if self.options.fusion.pooling == "mean" else cells.flatten()
+
+        def fuse(text: Tensor, *rest: Tensor) -> Tensor:
+            return self.model.fuse(text, self._mask(length), rest[0] if rest else None, wanted_W=wanted_W)
+
+        return self._once(("fused", length, memory, wanted), fuse, *inputs)
 
     def head(self, name: str) -> Cost:
         """A pooled state through a head: "project", "match", "locate" or "words"."""
@@ -147,7 +153,7 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     """Return a view's calls, what its ranks exchange, and its masked tokens."""
     length, rows, fused = math.ceil(text_fill * view.longest_text), view.batch_size, view.matching_rows
     masked = fused if counter.options.masked_lm_head else 0
-    slots = masked * min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))
+    hidden = min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))
     grid = counter.options.vision.grid_side or 0
     has_images, is_tlm = "vision" in view.trains, getattr(view, "tlm", False)
     texts = rows * (getattr(view, "captions_per_image", 1) if has_images else 1 + getattr(view, "pairs_per_sample", 1))
@@ -156,17 +162,17 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     calls = [
         ("text", "clean", texts, counter.text(length)),
         ("text", "masked", masked, counter.text(length)),
-        ("fusion", "matching", 0 if is_tlm else 3 * fused, counter.fused(length, memory)),
-        ("fusion", "masked", masked, counter.fused(length, memory)),
+        ("fusion", "matching", 0 if is_tlm else 3 * fused, counter.fused(length, memory, 1)),
+        ("fusion", "masked", masked, counter.fused(length, memory, hidden)),
         ("heads", "projections", texts + (rows if has_images else 0), counter.head("project")),
         ("heads", "matching", 0 if is_tlm else 3 * fused, counter.head("match")),
     ]
-    if slots:
-        calls.append(("heads", "masked words", slots, counter.head("words")))
+    if masked * hidden:
+        calls.append(("heads", "masked words", masked * hidden, counter.head("words")))
     if has_images:
         calls.append(("vision", "images", images, counter.image()))
     if "boxes" in view.trains:
-        calls.append(("fusion", "located", fused, counter.fused(length, memory)))
+        calls.append(("fusion", "located", fused, counter.fused(length, memory, 1)))
         calls.append(("heads", "boxes", fused, counter.head("locate")))
     exchange = Exchange(
         view=name, batch=rows, group=view.negative_group,
@@ -176,5 +182,5 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     return (
         [Call(part=part, what=what, rows=count, cost=cost) for part, what, count, cost in calls if count],
         exchange,
-        slots,
+        masked * hidden,
     )

@@ -11,6 +11,7 @@ The copies learn on their own, but the keys and values of one layer are the same
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .kernels import LayerNorm, UsesKernels, WordEmbedding
 from .layers import LayerStack
 from .options import FusionOptions, TextOptions
 from .packing import masked_mean, text_layout
-from .reading import plan_reading
+from .reading import plan_reading, plan_wanted
 from .shapes import Bool, Float, Int
 
 
@@ -140,23 +141,24 @@ class FusionEncoder(nn.Module):
         memory_mask_MN: Bool[Tensor, "m n"] | None = None,
         has_memory_B: Bool[Tensor, " b"] | None = None,
         memory_of_B: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
-        """Fused states, zero where `mask_BL` is False; without memories no cross-attention at all.
+        wanted_W: Int[Tensor, " w"] | None = None,
+    ) -> Float[Tensor, "*cells d"]:
+        """Fused states (B, L, D), zero where `mask_BL` is False; without memories no cross-attention at all.
 
         `memory_mask_MN` None: every memory token is real. `memory_of_B`: which memory each text reads; None: there are
         B, each text has its own. `has_memory_B`: False for texts that skip the cross-attention although others do not;
         the memory that they seem to read is not used, but at least one token of it must count as real.
+        `wanted_W`: cells b · L + l, real and different, whose states alone the last layer computes: (W, D), in their
+        order.
         """
         assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
         layout = text_layout(mask_BL, self.token_layout, multiple=self.token_multiple)
-        has_memory_T1 = None
-        if memories and has_memory_B is not None:
-            has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand_as(mask_BL))[:, None]
+        plan = partial(plan_reading, layout, memory_mask_MN, memory_of_B, has_memory_B) if memories else None
         rows_TD = self.stack(
             layout.to_rows(text_BLD),
             *memories,
-            reading=plan_reading(layout, memory_mask_MN, memory_of_B) if memories else None,
             layout=layout,
-            has_memory_T1=has_memory_T1,
+            reading=None if plan is None else plan(),
+            wanted=None if wanted_W is None else plan_wanted(layout, wanted_W, plan),
         )
-        return layout.to_rectangle(rows_TD)
+        return layout.to_rectangle(rows_TD) if wanted_W is None else rows_TD

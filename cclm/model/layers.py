@@ -17,8 +17,8 @@ from torch.nn import functional
 from .kernels import LayerNorm, UsesKernels
 from .options import LayerOptions
 from .packing import PaddedLayout
-from .reading import Reading
-from .shapes import Bool, Float
+from .reading import Reading, Wanted
+from .shapes import Float
 
 
 def split_heads(states_BLD: Float[Tensor, "b l d"], num_heads: int) -> Float[Tensor, "b n l k"]:
@@ -81,10 +81,14 @@ class SelfAttention(UsesKernels, nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, rows_TD: Float[Tensor, "t d"], *, layout: PaddedLayout) -> Float[Tensor, "t d"]:
-        """Rows in, rows out."""
+    def forward(
+        self, rows_TD: Float[Tensor, "t d"], *, layout: PaddedLayout, wanted: Wanted | None = None
+    ) -> Float[Tensor, "_t d"]:
+        """Rows in, rows out; given wanted ones, out come these."""
         attended, dropout = [], self.attention_dropout if self.training else 0.0
         projected_TE, packed_attention = self.query_key_value(rows_TD), self.kernels.packed_attention
+        if wanted is not None:
+            return self._of_wanted(projected_TE, layout, wanted, dropout)
         if packed_attention is not None and layout.starts is not None and dropout == 0.0:
             query, key, value = projected_TE.view(len(rows_TD), 3, self.num_heads, -1).unbind(1)
             attended_TNK = packed_attention(query, key, value, layout.starts, layout.length)
@@ -94,6 +98,16 @@ class SelfAttention(UsesKernels, nn.Module):
             attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
         mixed_TD: Tensor = self.output(layout.from_blocks(attended))
         return mixed_TD
+
+    def _of_wanted(self, projected_TE: Tensor, layout: PaddedLayout, wanted: Wanted, dropout: float) -> Tensor:
+        query_TD, key_value_TE = projected_TE.tensor_split([projected_TE.shape[1] // 3], 1)
+        own, attended = wanted.own.arrange(layout.to_rectangle(key_value_TE)), []
+        for query_BLD, key_value_BNE, mask in wanted.own.blocks(wanted.take(query_TD), own):
+            parts = (query_BLD, *key_value_BNE.chunk(2, -1))
+            query, key, value = (split_heads(part, self.num_heads) for part in parts)
+            attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))
+        mixed_WD: Tensor = self.output(wanted.own.join(attended))
+        return mixed_WD
 
 
 class CrossAttention(UsesKernels, nn.Module):
@@ -168,26 +182,31 @@ class TransformerLayer(UsesKernels, nn.Module):
         *,
         layout: PaddedLayout,
         reading: Reading | None = None,
-        has_memory_T1: Bool[Tensor, "t 1"] | None = None,
-    ) -> Float[Tensor, "t d"]:
+        wanted: Wanted | None = None,
+    ) -> Float[Tensor, "_t d"]:
         """Rows in, rows out; without a memory, arranged for `reading`, no cross-attention (published TLM).
 
-        `has_memory_T1`: False for rows that skip it although the others do not; None: no row does.
+        `wanted`: all rows are looked at, but only these come out, and it is they who read the memory.
         """
-        rows_TD = self._sublayer(rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout))
+        rows_TD = self._sublayer(
+            rows_TD, self.self_norm, lambda rows: self.self_attention(rows, layout=layout, wanted=wanted), wanted
+        )
         if self.cross_attention is not None and self.cross_norm is not None and memory is not None:
             assert reading is not None, "a memory without the plan of who reads it"
             attention, read, plan = self.cross_attention, memory, reading
             crossed_TD = self._sublayer(rows_TD, self.cross_norm, lambda rows: attention(rows, read, reading=plan))
+            has_memory_T1 = plan.has_memory_T1
             rows_TD = crossed_TD if has_memory_T1 is None else torch.where(has_memory_T1, crossed_TD, rows_TD)
         return self._sublayer(rows_TD, self.feedforward_norm, self.feedforward)
 
-    def _sublayer(self, rows_TD: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _sublayer(
+        self, rows_TD: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor], wanted: Wanted | None = None
+    ) -> Tensor:
         """One residual step."""
         changed_TD = function(norm(rows_TD) if self.pre_norm else rows_TD)
         if self.dropout > 0:
             changed_TD = self.kernels.dropout(changed_TD, self.dropout, self.training)
-        summed_TD = rows_TD + changed_TD
+        summed_TD = (rows_TD if wanted is None else wanted.take(rows_TD)) + changed_TD
         return summed_TD if self.pre_norm else norm(summed_TD)
 
 
@@ -207,12 +226,16 @@ class LayerStack(nn.Module):
         *memories: Float[Tensor, "m _n d"],
         layout: PaddedLayout,
         reading: Reading | None = None,
-        has_memory_T1: Bool[Tensor, "t 1"] | None = None,
+        wanted: Wanted | None = None,
         start: int = 0,
-    ) -> Float[Tensor, "t d"]:
-        """Rows in, rows out, from layer `start` on; layer n reads memory n modulo their number; the rest as in them."""
+    ) -> Float[Tensor, "_t d"]:
+        """Rows in, rows out (of the last layer those that are wanted), from layer `start` on; layer n reads memory n
+        modulo their number; the rest as in them."""
         arranged = [memory_MND if reading is None else reading.arrange(memory_MND) for memory_MND in memories]
         for number, layer in islice(enumerate(self.layers), start, None):
+            now = wanted if number == len(self.layers) - 1 else None
             memory = arranged[number % len(arranged)] if arranged else None
-            rows_TD = layer(rows_TD, memory, layout=layout, reading=reading, has_memory_T1=has_memory_T1)
+            if now is not None and now.reading is not None:
+                reading, memory = now.reading, now.reading.arrange(memories[number % len(memories)])
+            rows_TD = layer(rows_TD, memory, layout=layout, reading=reading, wanted=now)
         return rows_TD if self.final_norm is None else self.final_norm(rows_TD)

@@ -183,7 +183,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         memory_mask_MN: Bool[Tensor, "m n"] | None = None,
         has_memory_B: Bool[Tensor, " b"] | None = None,
         memory_of_B: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
+        wanted_W: Int[Tensor, " w"] | None = None,
+    ) -> Float[Tensor, "*cells d"]:
         """Let each text read its memory (an image's tokens, or the other text's states); None: self-attention only.
 
         `memory_of_B`: which of M memories each text reads, whose keys and values are then computed once for all their
@@ -191,17 +192,21 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
 
         A model for several memories (`fusion.num_memories`) takes a list of them, every token of which is real.
         `has_memory_B`: False for texts that read nothing although others of the call do (TLM beside image-text).
+
+        `wanted_W`: cells b · L + l, real and different, whose states are returned in their order, (W, D); the last
+        layer computes no others. None: all, (B, L, D).
         """
         memories = () if memory is None else (memory,) if isinstance(memory, Tensor) else memory
-        fused_BLD: Tensor = self.fusion_encoder(
+        fused: Tensor = self.fusion_encoder(
             text_BLD,
             mask_BL,
             *memories,
             memory_mask_MN=memory_mask_MN,
             has_memory_B=has_memory_B,
             memory_of_B=memory_of_B,
+            wanted_W=wanted_W,
         )
-        return fused_BLD
+        return fused
 
     def project_images(self, image_BND: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Contrastive features of encoded images: unit vectors."""

@@ -6,17 +6,19 @@ shared   M memories and an index, on a CPU: all queries to one memory are one se
          of them, and their gradients are summed by the products. A memory is padded only to those of similar length.
 
 The slow twin of an index is a memory for each text: `memory_MND[memory_of_B]`.
+
+Where only some tokens are wanted of the last layer, these read the memories, and their own text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .packing import GroupedLayout, PaddedLayout, gather_rows, invert, join_blocks
+from .packing import GroupedLayout, PackedLayout, PaddedLayout, gather_rows, invert, join_blocks
 from .shapes import Bool, Float, Int
 
 Block = tuple[Tensor, Tensor, Tensor | None]
@@ -35,6 +37,8 @@ class Reading:
     """Row of the memories for each sequence, in the layout's order; None: they stand in that order."""
     mask_BN: Tensor | None = None
     """Which tokens of each sequence's memory are real, in the layout's order; None: all."""
+    has_memory_T1: Tensor | None = None
+    """False for flat rows that read nothing although others do; None: all read."""
 
     def arrange(self, memory_MND: Float[Tensor, "m n d"]) -> Float[Tensor, " *rows d"]:
         """Bring a memory into the order in which keys and values are wanted; once, before the layers."""
@@ -88,16 +92,63 @@ class SharedReading(Reading):
         return gather_rows(join_blocks(blocks), self.query_cell_T, self.query_index_C)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The tokens whose states somebody reads behind the last layer, and what they read in it."""
+
+    row_W: Tensor
+    """Row of each in the layout of all tokens."""
+    place_T: Tensor
+    """For each of these rows its place among them; W: none."""
+    own: Reading
+    """Of their own text."""
+    reading: Reading | None
+    """Of a memory; None: there is none."""
+
+    def take(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "w d"]:
+        """Their rows."""
+        return gather_rows(rows_TD, self.row_W, self.place_T)
+
+
+def plan_wanted(layout: PaddedLayout, cell_W: Int[Tensor, " w"], plan: Callable[..., Reading] | None) -> Wanted:
+    """What the tokens at these cells b · L + l, all real and different, read; `plan`: how memories are read."""
+    batch, length = layout.batch, layout.length
+    place_R = invert(cell_W, batch * length)
+    readers = PackedLayout(batch=batch, length=length, mask_BL=None, index_T=cell_W, inverse_R=place_R)
+    place_T = layout.take_ids(place_R.view(batch, length))
+    is_grouped = isinstance(layout, GroupedLayout)
+    return Wanted(
+        row_W=invert(place_T, len(cell_W) + 1)[:-1],
+        place_T=place_T,
+        own=plan_reading(layout, layout.mask_BL, torch.arange(batch) if is_grouped else None, None, readers),
+        reading=None if plan is None else plan(readers=readers),
+    )
+
+
 def plan_reading(
-    layout: PaddedLayout, mask_MN: Bool[Tensor, "m n"] | None, memory_of_B: Int[Tensor, " b"] | None
+    layout: PaddedLayout,
+    mask_MN: Bool[Tensor, "m n"] | None,
+    memory_of_B: Int[Tensor, " b"] | None,
+    has_memory_B: Bool[Tensor, " b"] | None = None,
+    readers: PackedLayout | None = None,
 ) -> Reading:
-    """How the sequences of a layout read memories: each its own (no index), or those that an index names."""
+    """How the sequences of a layout read memories: each its own (no index), or those that an index names.
+
+    `readers`: which tokens of them read; None: all.
+    """
+    shares = isinstance(layout, GroupedLayout) and mask_MN is not None and mask_MN.device.type == "cpu"
+    layout = readers or layout
+    has_memory_T1 = None
+    if has_memory_B is not None:
+        has_memory_T1 = layout.take_ids(has_memory_B[:, None].expand(layout.batch, layout.length))[:, None]
     if memory_of_B is None:
-        return Reading(layout=layout, mask_BN=None if mask_MN is None else layout.sort_sequences(mask_MN))
-    if isinstance(layout, GroupedLayout) and mask_MN is not None and mask_MN.device.type == "cpu":
-        return _plan_shared(layout, mask_MN, memory_of_B)
+        mask_BN = None if mask_MN is None else layout.sort_sequences(mask_MN)
+        return Reading(layout=layout, mask_BN=mask_BN, has_memory_T1=has_memory_T1)
+    if shares and mask_MN is not None:
+        return replace(_plan_shared(layout, mask_MN, memory_of_B), has_memory_T1=has_memory_T1)
     memory_of_B = layout.sort_sequences(memory_of_B)
-    return Reading(layout=layout, memory_of_B=memory_of_B, mask_BN=None if mask_MN is None else mask_MN[memory_of_B])
+    mask_BN = None if mask_MN is None else mask_MN[memory_of_B]
+    return Reading(layout=layout, memory_of_B=memory_of_B, mask_BN=mask_BN, has_memory_T1=has_memory_T1)
 
 
 def _plan_shared(layout: PaddedLayout, mask_MN: Tensor, memory_of_B: Tensor) -> SharedReading:

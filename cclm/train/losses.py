@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from cclm.ops.linear_cross_entropy import LinearCrossEntropy
 from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
 from cclm.train.teaching import taught_losses
-from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
+from cclm.views.rows import FusionRows, States, memories_of, select, stop_gradient
 from cclm.views.view import Contrast, Contribution, Pairing
 
 
@@ -126,17 +127,16 @@ class StepLosses:
         masked = [part.masked for part in self.parts.values() if part.masked is not None]
         others = masked + [part.rows.in_passes(self.model.fusion_encoder.num_memories) for part in located.values()]
         sizes = [*(sum(part.count for part in own) for own in matched), *(part.count for part in others)]
-        rows = [*(part for own in matched for part in own), *others]
-        with self.clock.inside("fusion"):
-            fused_BLD, mask_BL = self._fuse(rows)
-        fused_BLD = self.clock.on_backward(fused_BLD, "fusion")
         first, second = sum(sizes[: len(pairings)]), sum(sizes[: len(pairings) + len(masked)])
+        reads_all = self.model.pooling[1] == "mean" or not all(head.is_pooled for head in located.values())
+        rows = [*(part for own in matched for part in own), *others]
+        fused, masked_TD, fused_own = self._fuse(rows, first, second, reads_all)
         if pairings:
-            logits = torch.split(self.model.match_logits(fused_BLD[:first], mask_BL[:first]), sizes[: len(pairings)])
+            logits = torch.split(self.model.match_logits(*fused), sizes[: len(pairings)])
             for (name, pairing), logits_F2 in zip(pairings.items(), logits, strict=True):
                 self._matching(name, pairing, negatives[name], logits_F2)
-        self._masked_lm(fused_BLD[first:second])
-        own = (torch.split(values[second:], sizes[len(pairings) + len(masked) :]) for values in (fused_BLD, mask_BL))
+        self._masked_lm(masked_TD)
+        own = (torch.split(values, sizes[len(pairings) + len(masked) :]) for values in fused_own)
         for (name, head), fused_FLD, mask_FL in zip(located.items(), *own, strict=True):
             factor = self._factor(head.counted_F.sum(), self.shared[f"{name}/counts"].sum(0)[1])
             for loss_name, loss in head.losses(self.model, fused_FLD, mask_FL).items():
@@ -165,8 +165,36 @@ class StepLosses:
             FusionRows(query=wrong, memory=own, memory_row_F=row_F),
         ]
 
-    def _fuse(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor]:
-        """The fusion encoder on all rows, those with and those without memory; keys and values of a memory once."""
+    def _fuse(
+        self, parts: Sequence[FusionRows], first: int, second: int, reads_all: bool
+    ) -> tuple[States, Tensor, States]:
+        """The fusion encoder on all rows: what is read of those before `first` (matching; all their states or the first
+        ones), of those before `second` (masked slots) and of the views' own."""
+        with self.clock.inside("fusion"):
+            query_BLD, mask_BL, memory = self._fusion_inputs(parts)
+            num_rows, length = mask_BL.shape
+            slot_T, first_B = self._slots(first, length), torch.arange(num_rows, device=mask_BL.device) * length
+            wanted_W = None if reads_all else torch.cat([first_B[:first], slot_T, first_B[second:]])
+            fused = self.model.fuse(query_BLD, mask_BL, *memory, wanted_W=wanted_W)
+        fused = self.clock.on_backward(fused, "fusion")
+        if reads_all:
+            return (fused[:first], mask_BL[:first]), fused.flatten(0, 1)[slot_T], (fused[second:], mask_BL[second:])
+        matched_FD, masked_TD, own_FD = torch.split(fused, [first, len(slot_T), num_rows - second])
+        return (matched_FD[:, None], mask_BL[:first, :1]), masked_TD, (own_FD[:, None], mask_BL[second:, :1])
+
+    def _slots(self, first_row: int, length: int) -> Tensor:
+        """Cells of the masked tokens of all views, whose rows are those from `first_row` on."""
+        slots = [torch.arange(0, device=self.temperature.device)]
+        for name, view in self.views.items():
+            if self.parts[name].masked is not None:
+                num_rows, own_length = view.masked.tokens.ids_BL.shape
+                row_T = first_row + view.masked.slot_T // own_length
+                slots.append(row_T * length + view.masked.slot_T % own_length)
+                first_row += num_rows
+        return torch.cat(slots)
+
+    def _fusion_inputs(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """Rows with and without memory; keys and values of a memory are computed once."""
         query_BLD, mask_BL = concatenate_padded([part.query for part in parts])
         query_BLD = self.clock.on_backward(query_BLD, "losses")
         reaches_encoders = self.batch.step >= self.objectives.fusion_warmup_steps
@@ -174,14 +202,14 @@ class StepLosses:
             query_BLD = stop_gradient(query_BLD)
         found = memories_of(parts)
         if found is None:
-            return self.model.fuse(query_BLD, mask_BL, None), mask_BL
+            return query_BLD, mask_BL, (None,)
         memories, memory_of_B, has_memory_B = found
         memory_MND, memory_mask_MN = concatenate_padded(memories)
         if not reaches_encoders:
             memory_MND = stop_gradient(memory_MND)
         if memory_of_B.ndim > 1:  # several images of each row at once, every token of which is real
-            return self.model.fuse(query_BLD, mask_BL, [memory_MND[of_B] for of_B in memory_of_B.unbind(1)]), mask_BL
-        return self.model.fuse(query_BLD, mask_BL, memory_MND, memory_mask_MN, has_memory_B, memory_of_B), mask_BL
+            return query_BLD, mask_BL, ([memory_MND[of_B] for of_B in memory_of_B.unbind(1)],)
+        return query_BLD, mask_BL, (memory_MND, memory_mask_MN, has_memory_B, memory_of_B)
 
     def _matching(self, name: str, pairing: Pairing, drawn: Negatives, logits_F2: Tensor) -> None:
         """Do query and memory belong together? The first third of the rows does."""
@@ -194,20 +222,16 @@ class StepLosses:
         self._add(f"{name}/{pairing.name}_accuracy", (is_right_F * counted_F).sum() * factor)
         self._add(f"{name}/{pairing.name}_rows", drawn.num_valid / drawn.num_rows)
 
-    def _masked_lm(self, fused_BLD: Tensor) -> None:
-        """Predict the hidden tokens of all views: one call of the head and of the loss, on real slots only."""
+    def _masked_lm(self, fused_TD: Tensor) -> None:
+        """Predict the hidden tokens of all views: one call of the head and of the loss."""
         views = {name: view for name, view in self.views.items() if self.parts[name].masked is not None}
         if not views:
             return
-        length, slots, factors, first_row = fused_BLD.shape[1], [], [], 0
+        factors = []
         for name, view in views.items():
-            num_rows, own_length = view.masked.tokens.ids_BL.shape
-            row_T = view.masked.slot_T // own_length
-            slots.append((first_row + row_T) * length + view.masked.slot_T % own_length)
-            counted_T = view.counted_F[row_T]
+            counted_T = view.counted_F[view.masked.slot_T // view.masked.tokens.ids_BL.shape[1]]
             factors.append(counted_T * self._factor(counted_T.sum(), self.shared[f"{name}/counts"].sum(0)[0]))
-            first_row += num_rows
-        hidden_TD = self.model.masked_lm_states(fused_BLD.flatten(0, 1)[torch.cat(slots)])
+        hidden_TD = self.model.masked_lm_states(fused_TD)
         factor_T = torch.cat(factors)
         found = self.model.decode_with(
             hidden_TD,

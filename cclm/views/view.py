@@ -116,6 +116,8 @@ class LocatedRows:
     """1 or 0: whether a row counts in the means."""
     losses: Callable[[CCLMModel, Tensor, Tensor], Mapping[str, RowLoss]]
     """(model, fused states, their mask) → losses by name; runs the head once."""
+    is_pooled: bool = False
+    """Whether they look at fused states by `pool_states` only; then those that it does not read are not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,12 +134,14 @@ class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
         assert encoded.images is not None
         row_R = torch.arange(len(batch.row_R), device=batch.row_R.device)
         rows = FusionRows(query=encoded.texts[0].states, memory=encoded.images.states, memory_row_F=row_R)
-        loss = self._class_loss if self.config.head == "classes" else self._decoder_loss
+        has_classes = self.config.head == "classes"
+        loss = self._class_loss if has_classes else self._decoder_loss
 
         def losses(model: CCLMModel, fused_RLD: Tensor, mask_RL: Tensor) -> dict[str, RowLoss]:
             return {"answers": RowLoss(loss_F=loss(model, batch, fused_RLD, mask_RL), weight=1.0)}
 
-        located = LocatedRows(rows=rows, counted_F=torch.ones_like(row_R, dtype=torch.float32), losses=losses)
+        counted_R = torch.ones_like(row_R, dtype=torch.float32)
+        located = LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=has_classes)
         return Contribution(contrasts=(), pairing=None, masked=None, located=located)
 
     def _decoder_loss(self, model: CCLMModel, batch: AnswerBatch, fused_RLD: Tensor, mask_RL: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class ClassifyView(AnnotatedView[ClassifyConfig, ClassifyBatch]):
         counted_R = torch.ones(len(label_R), device=label_R.device)
         return Contribution(
             contrasts=(), pairing=None, masked=None,
-            located=LocatedRows(rows=rows, counted_F=counted_R, losses=losses),
+            located=LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=True),
         )  # fmt: skip
 
     def predict(self, model: CCLMModel, batch: ClassifyBatch) -> dict[str, Tensor]:

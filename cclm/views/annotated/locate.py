@@ -121,7 +121,8 @@ class LocateView(AnnotatedView[LocateConfig, LocateBatch]):
                 "giou": RowLoss(loss_F=overlap_R, weight=objectives.giou_weight),
             }
 
-        located = LocatedRows(rows=rows, counted_F=torch.ones_like(row_R, dtype=torch.float32), losses=losses)
+        counted_R = torch.ones_like(row_R, dtype=torch.float32)
+        located = LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=True)
         return Contribution(contrasts=(), pairing=None, masked=None, located=located)
 
     def predict(self, model: CCLMModel, batch: LocateBatch) -> dict[str, Tensor]:

@@ -149,6 +149,6 @@ class RegionView(View[RegionConfig, RegionBatch]):
             }
 
         counted_F = batch.counted_F * ~batch.whole_R[row_F]
-        located = LocatedRows(rows=rows, counted_F=counted_F, losses=losses)
+        located = LocatedRows(rows=rows, counted_F=counted_F, losses=losses, is_pooled=True)
         contrast = Contrast(name="itc", weight=objectives.itc_weight, pairs=[(region, text)])
         return image_rows(objectives, batch, encoded, [contrast], located)

@@ -69,10 +69,18 @@ def test_flops_of_a_text_are_the_formulas(case: Case) -> None:
 
 def test_a_memory_costs_its_keys_and_values(case: Case) -> None:
     counter, width, length, memory = Counter(case.config), 128, 5, 17
-    alone, fused = counter.fused(length, 0), counter.fused(length, memory)
+    alone, fused = (counter.fused(length, read, length) for read in (0, memory))
     layers = case.config.model.fusion.num_layers
     cross = 2 * (2 * length + 2 * memory) * width**2 + 4 * length * memory * width
     assert fused.forward_flops - alone.forward_flops == layers * cross
+
+
+def test_the_last_layer_costs_what_is_read_of_it(case: Case) -> None:
+    counter, width, length = Counter(case.config), 128, 5
+    every, first = (counter.fused(length, 17, wanted) for wanted in (length, 1))
+    of_a_token = 2 * (3 * width**2 + 2 * width * case.config.model.fusion.feedforward_width)
+    assert every.forward_flops - first.forward_flops == (length - 1) * of_a_token
+    assert all(first.kept_bytes[mode] < every.kept_bytes[mode] for mode in ("none", "elementwise"))
 
 
 def test_one_gpu_communicates_nothing(case: Case) -> None:

@@ -219,3 +219,35 @@ def test_a_text_without_memory_reads_nothing(make: Make) -> None:
     mixed = model.fuse(query, mask, memory, torch.ones(4, 3, dtype=torch.bool), has_memory)
     torch.testing.assert_close(mixed[has_memory], model.fuse(query, mask, memory)[has_memory])
     torch.testing.assert_close(mixed[~has_memory], model.fuse(query, mask, None)[~has_memory])
+
+
+def all_states(fuse: Callable[..., torch.Tensor], seen: list[torch.Tensor | None]) -> Callable[..., torch.Tensor]:
+    """The slow twin of `fuse(…, wanted_W=…)`: every state is computed, then some are picked."""
+
+    def call(*arguments: Any, wanted_W: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append(wanted_W)
+        fused = fuse(*arguments)
+        return fused if wanted_W is None else fused.flatten(0, 1)[wanted_W]
+
+    return call
+
+
+@pytest.mark.parametrize("token_layout", ["grouped", "packed", "padded"])
+@pytest.mark.parametrize(("pooling", "tlm"), [("cls", False), ("cls", True), ("mean", False)])
+def test_losses_and_gradients_are_those_of_a_last_layer_of_all_tokens(
+    make: Make, monkeypatch: pytest.MonkeyPatch, token_layout: str, pooling: str, tlm: bool
+) -> None:
+    module, batch = make(text_pair={"tlm": tlm})
+    model, found, seen = module.model, [], list[torch.Tensor | None]()
+    monkeypatch.setattr(model.fusion_encoder, "token_layout", token_layout)
+    monkeypatch.setattr(model, "pooling", ("mean", pooling))
+    for fuse in (model.fuse, all_states(model.fuse, seen)):
+        monkeypatch.setattr(model, "fuse", fuse)
+        module.zero_grad()
+        losses = module(batch)
+        losses.total.backward()
+        gradients = {f"gradient of {name}": value.grad for name, value in module.named_parameters()}
+        found.append({**losses.metrics, **gradients})
+    assert [wanted is None for wanted in seen] == [pooling == "mean"], "means read every state"
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
