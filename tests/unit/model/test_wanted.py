@@ -1,4 +1,4 @@
-"""The last layer of the fusion encoder on wanted tokens only: states and gradients are those of a layer of all tokens."""
+"""The last fusion layer on wanted tokens only: states and gradients are those of a layer of all tokens."""
 
 from __future__ import annotations
 
