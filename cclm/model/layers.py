@@ -57,9 +57,12 @@ def forget(value: Tensor, function: Callable[[Tensor], Tensor], argument: Tensor
     if torch.compiler.is_compiling() or not (until.requires_grad and torch.is_grad_enabled()):
         return
     storage = value.untyped_storage()
-    size_bytes = storage.nbytes()
+    size_bytes, held = storage.nbytes(), [(storage, argument)]
 
     def restore(grad: Tensor) -> None:
+        if not held:  # a second pass backward
+            return
+        storage, argument = held.pop()  # the hook lives as long as the graph: what it held would, too
         storage.resize_(size_bytes)
         with torch.no_grad():
             storage.copy_(function(argument).untyped_storage())
