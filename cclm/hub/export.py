@@ -12,7 +12,6 @@ fresh one.
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from cclm.hub.weight_files import Dtype, Source, write_weights
 from cclm.pretrained.source_files import of_network
 from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
+from cclm.run.machine import give_back_free_memory
 
 SHARD_BYTES = 5 * 10**9
 """Of a file of weights."""
@@ -83,7 +83,7 @@ def reference_for(prepared: Prepared, source: Source, room: Path, weights: Weigh
         found = reference_of(opened)
         del opened
     # glibc keeps freed memory; given back to the system, it does not stand beside the fresh process.
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    give_back_free_memory()
     return found if weights == "last" else replace(found, origin=f"averaged weights (EMA) in {found.origin}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cclm.run.ending import children_of, resident_bytes
-from cclm.run.machine import available_memory_bytes
+from cclm.run.machine import available_memory_bytes, give_back_free_memory, process_memory_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -48,6 +48,16 @@ def test_groups_of_the_first_version(proc: Path, tmp_path: Path) -> None:
     assert available_memory_bytes(proc, tmp_path / "cgroup") == 64 * 1024
     group(tmp_path / "cgroup/memory/slurm", "30000", 21000, 0, is_old=True)
     assert available_memory_bytes(proc, tmp_path / "cgroup") == 9500
+
+
+def test_freed_memory_goes_back() -> None:
+    before, _ = process_memory_bytes()
+    pieces = [bytes(bytearray(b"x") * 100_000) for _ in range(1000)]
+    last = pieces[-1]  # what lies behind it keeps glibc from giving it back by itself
+    assert process_memory_bytes()[0] - before > 50e6
+    del pieces
+    give_back_free_memory()
+    assert process_memory_bytes()[0] - before < 30e6 and len(last) == 100_000
 
 
 def test_this_machine_has_some() -> None:
