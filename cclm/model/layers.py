@@ -59,16 +59,18 @@ def forget(value: Tensor, function: Callable[..., Any], argument: Tensor, *, unt
     """
     if torch.compiler.is_compiling() or not (until.requires_grad and torch.is_grad_enabled()):
         return
-    storage, kept = value.untyped_storage(), value.data  # data: filling it is no change that autograd counts
-    size_bytes = storage.nbytes()
+    size_bytes, held = value.untyped_storage().nbytes(), [(value.data, argument)]  # data: to fill it is no change
 
     def restore(grad: Tensor) -> None:
-        storage.resize_(size_bytes)
+        if not held:  # a second pass backward
+            return
+        kept, argument = held.pop()  # the hook lives as long as the graph: what it held would, too
+        kept.untyped_storage().resize_(size_bytes)
         with torch.no_grad():
             function(argument, out=kept)
 
     until.register_hook(restore)  # type: ignore[no-untyped-call]
-    storage.resize_(0)
+    value.untyped_storage().resize_(0)
 
 
 class SelfAttention(UsesKernels, nn.Module):

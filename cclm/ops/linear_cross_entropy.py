@@ -43,6 +43,8 @@ class RowLosses(NamedTuple):
     """Whether the highest logit is the label's."""
 
 
+Defer: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(total, residual (T, V), scaled (T, D)) → total, whose backward pass gives the weight residualᵀ · scaled · gradient."""
 LinearCrossEntropy: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], RowLosses]
 """(hidden (T, D), weight (V, D), bias (V,), label (T,), factor (T,) or None) → losses."""
 
@@ -54,6 +56,7 @@ def linear_cross_entropy(
     label_T: Int[Tensor, " t"],
     factor_T: Float[Tensor, " t"] | None = None,
     max_logits: int | None = None,
+    defer: Defer | None = None,
 ) -> RowLosses:
     """Cross-entropy of `hidden_TD @ weight_VD.T + bias_V` against `label_T`.
 
@@ -63,14 +66,27 @@ def linear_cross_entropy(
         label_T: int64 in [0, V).
         factor_T: of each row in the total, without gradient; None: 1.
         max_logits: upper bound on the logits that exist at once (at least one row is always done); None: `MAX_LOGITS`.
+        defer: takes care of the weight's gradient, which need not exist while the layers' activations do. Used where
+            all rows' logits are no more than that gradient and a block of logits: they stand in place of both.
     """
     given = hidden_TD, weight_VD, bias_V
     if max_logits is None:
         max_logits = MAX_LOGITS.get(hidden_TD.device.type, MAX_LOGITS["cuda"])
     rows = max(1, min(hidden_TD.shape[0], max_logits // weight_VD.shape[0]))
     needs = [torch.is_grad_enabled() and value.requires_grad for value in given]
-    found = linear_cross_entropy_operator(*given, label_T, factor_T, common_dtype(*given), rows, needs)
-    return RowLosses(*found[:3])
+    dtype, (num_rows, width) = common_dtype(*given), hidden_TD.shape
+    keeps = defer is not None and needs[0] and needs[1] and 0 < num_rows <= rows + width
+    found = linear_cross_entropy_operator(
+        *given, label_T, factor_T, dtype, rows, keeps, [needs[0], needs[1] and not keeps, needs[2]]
+    )
+    losses = RowLosses(*found[:3])
+    if not keeps:
+        return losses
+    assert defer is not None
+    scaled_TD = hidden_TD.detach().to(dtype)
+    if factor_T is not None:
+        scaled_TD = (scaled_TD * factor_T.to(wide(dtype))[:, None]).to(dtype)
+    return losses._replace(total=defer(losses.total, found[6], scaled_TD))
 
 
 def linear_cross_entropy_reference(
@@ -79,8 +95,9 @@ def linear_cross_entropy_reference(
     bias_V: Float[Tensor, " v"],
     label_T: Int[Tensor, " t"],
     factor_T: Float[Tensor, " t"] | None = None,
+    defer: Defer | None = None,
 ) -> RowLosses:
-    """The slow twin of `linear_cross_entropy`: all logits at once, PyTorch's own gradients."""
+    """The slow twin of `linear_cross_entropy`: all logits at once, PyTorch's own gradients, nothing deferred."""
     dtype = common_dtype(hidden_TD, weight_VD, bias_V)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         logits_TV = functional.linear(hidden_TD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype)).to(wide(dtype))

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from cclm.ops.heap import return_freed_memory
+
+LARGE_BYTES = 64 << 20
+"""A piece of memory from which on `make_room` does something: giving back takes up to 0.1 s, and what was given back is
+filled with zeros when it is wanted again."""
+
 
 def common_dtype(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> torch.dtype:
     """What the products are computed in: autocast's type where it is on, else the widest of the three.
@@ -30,11 +36,17 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def make_room(num_values: int, like: Tensor) -> None:
+    """On a CPU, before the largest pieces of a step: give back what lies free in the heap, where they do not fit."""
+    if like.device.type == "cpu" and num_values * like.element_size() >= LARGE_BYTES:
+        return_freed_memory()
+
+
 @torch.library.custom_op(
     "cclm::linear_cross_entropy",
     mutates_args=(),
     schema="(Tensor hidden, Tensor weight, Tensor bias, Tensor label, Tensor? factor, ScalarType dtype, SymInt rows, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool keeps, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def linear_cross_entropy_operator(
     hidden_TD: Tensor,
@@ -44,11 +56,13 @@ def linear_cross_entropy_operator(
     factor_T: Tensor | None,
     dtype: torch.dtype,
     rows: int,
+    keeps: bool,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return `RowLosses`, and the gradients of the first three, in their types (empty where nobody needs one).
 
-    Products are computed in `dtype`, for `rows` rows at once.
+    Products are computed in `dtype`, for `rows` rows at once. Last, if `keeps`, of all rows, which are then one block:
+    the gradient of their logits, without factors, in `dtype` (else empty).
     """
     given, factor_type = (hidden_TD, weight_VD, bias_V), wide(dtype)
     if factor_T is None:
@@ -56,32 +70,37 @@ def linear_cross_entropy_operator(
     factor_T = factor_T.to(factor_type)
     with torch.autocast(hidden_TD.device.type, enabled=False):
         walk = _Walk(hidden_TD.to(dtype), weight_VD.to(dtype), bias_V.to(dtype), label_T, factor_T, needs)
-        for start in range(0, hidden_TD.shape[0], rows):
-            walk.add(slice(start, min(start + rows, hidden_TD.shape[0])), rows)
+        num_rows, kept_TV = hidden_TD.shape[0], hidden_TD.new_empty(0, dtype=dtype)
+        if keeps:
+            kept_TV = walk.add(slice(0, num_rows), num_rows)
+        else:
+            for start in range(0, num_rows, rows):
+                walk.add(slice(start, min(start + rows, num_rows)), rows)
         total = (walk.loss_T * factor_T).sum()
     found = [
         value.new_empty(0) if grad is None else grad.to(value.dtype)
         for grad, value in zip(walk.grads, given, strict=True)
     ]
-    return total, walk.loss_T, walk.correct_T, found[0], found[1], found[2]
+    return total, walk.loss_T, walk.correct_T, found[0], found[1], found[2], kept_TV
 
 
 @linear_cross_entropy_operator.register_fake
 def _(
     hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor, label_T: Tensor, factor_T: Tensor | None,
-    dtype: torch.dtype, rows: int, needs: Sequence[bool],
+    dtype: torch.dtype, rows: int, keeps: bool, needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     loss_T = label_T.new_empty(label_T.shape, dtype=wide(dtype))
     given = zip((hidden_TD, weight_VD, bias_V), needs, strict=True)
     grads = (value.new_empty(value.shape if is_needed else 0) for value, is_needed in given)
-    return loss_T.new_empty(()), loss_T, torch.empty_like(label_T, dtype=torch.bool), *grads
+    kept_TV = hidden_TD.new_empty((len(hidden_TD), len(weight_VD)) if keeps else 0, dtype=dtype)
+    return loss_T.new_empty(()), loss_T, torch.empty_like(label_T, dtype=torch.bool), *grads, kept_TV
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # zeros as large as the vocabulary
     ctx.mark_non_differentiable(*output[1:])
     ctx.needs = inputs[-1]
-    ctx.save_for_backward(*output[3:])
+    ctx.save_for_backward(*output[3:6])
 
 
 def _differentiate(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -91,7 +110,7 @@ def _differentiate(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tenso
     CPU only: a GPU would have to wait for the answer.
     """
     if grad_total is None:
-        return (None,) * 8
+        return (None,) * 9
     grads = [grad if is_needed else None for grad, is_needed in zip(ctx.saved_tensors, ctx.needs, strict=True)]
     if type(grad_total) is not Tensor:  # a compiler's, which plans memory itself
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in grads]
@@ -99,7 +118,7 @@ def _differentiate(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tenso
         for grad in grads:
             if grad is not None:
                 grad.mul_(grad_total.to(grad.dtype))
-    return (*grads, *(None,) * 5)
+    return (*grads, *(None,) * 6)
 
 
 linear_cross_entropy_operator.register_autograd(_differentiate, setup_context=_keep)
@@ -138,10 +157,11 @@ class _Walk:
                 if grad is not None:
                     grad.zero_()
 
-    def add(self, block: slice, rows: int) -> None:
-        """Compute a block of at most `rows` rows."""
+    def add(self, block: slice, rows: int) -> Tensor:
+        """Compute a block of at most `rows` rows; return its probabilities less the labels' ones (if needed)."""
         num_classes = self._weight_VD.shape[0]
         if self._buffer.numel() == 0:  # one piece of memory for all blocks: fresh pages cost as much as a product
+            make_room(rows * num_classes, self._hidden_TD)
             self._buffer = self._hidden_TD.new_empty(rows * num_classes)
         hidden_ND, label_N1 = self._hidden_TD[block], self._label_T[block, None]
         logits_NV = self._buffer[: hidden_ND.shape[0] * num_classes].view(-1, num_classes)
@@ -156,13 +176,14 @@ class _Walk:
         self.correct_T[block] = (highest_N1 == label_logit_N1)[:, 0]
         if any(grad is not None for grad in self.grads):
             residual_NV.scatter_add_(1, label_N1, torch.full_like(label_logit_N1, -1.0))
-            self._add_gradients(block, residual_NV)
+        low_NV = residual_NV.to(self._hidden_TD.dtype)
+        self._add_gradients(block, residual_NV, low_NV)
+        return low_NV
 
-    def _add_gradients(self, block: slice, residual_NV: Tensor) -> None:
+    def _add_gradients(self, block: slice, residual_NV: Tensor, low_NV: Tensor) -> None:
         """Of a block, from its probabilities less the labels' ones. Factors are applied to what is small: (N, D)."""
         into_hidden_TD, into_weight_VD, into_bias_V = self.grads
         factor_N, kept = self._factor_T[block], float(block.start > 0)  # the first block writes, others add
-        low_NV = residual_NV.to(self._hidden_TD.dtype)
         if into_hidden_TD is not None:
             into_hidden_TD[block] = (low_NV @ self._weight_VD) * factor_N[:, None]
         if into_weight_VD is not None:

@@ -8,12 +8,15 @@ decoder's gradient on, through a `Ticket`, and the embedding adds its rows to it
     backward   embedding adds rows, returns the sum ◄── ticket ── lend returns nothing ◄── decoder's gradient
 
 Backward reaches the embedding after the decoder, because what the decoder reads was computed of the embedding's rows.
+By then the activations of all layers are gone: so a loss that can tell its gradient as a product of two matrices leaves
+those, and the embedding multiplies.
 Where no decoder left anything (it is not tied, or has no loss), the embedding makes the gradient that it always made.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,15 +24,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, RowLosses
+from cclm.ops.linear_cross_entropy_operator import make_room
 
 
 class Ticket:
     """Where the decoder leaves its gradient for the embedding of the same graph; it lives as long as the graph."""
 
     def __init__(self, table: Tensor) -> None:
-        self.table = weakref.ref(table)
+        self.table, self.dtype = weakref.ref(table), table.dtype
         self.gradient: Tensor | None = None
+        self.factors: tuple[Tensor, Tensor] | None = None
+        """Of the gradient, (T, V) and (T, D), before it is a matrix."""
         self.is_used = False
+
+    def take(self) -> Tensor | None:
+        """Return the gradient, once."""
+        if self.factors is not None:
+            make_room(self.factors[0].numel(), self.factors[0])
+            self.gradient, self.factors = _product(*self.factors).to(self.dtype), None
+        gradient, self.gradient = self.gradient, None
+        return gradient
 
 
 class WordTable:
@@ -47,23 +61,25 @@ class WordTable:
         rows: Tensor = _Embedding.apply(ids, weight, padding_idx, ticket)  # type: ignore[no-untyped-call]
         return rows
 
-    def lending(self, cross_entropy: LinearCrossEntropy) -> LinearCrossEntropy:
-        """Return a loss of a decoder with the table as its weight."""
+    def lending(self, cross_entropy: Callable[..., RowLosses]) -> LinearCrossEntropy:
+        """Return a loss of a decoder with the table as its weight, which may `defer` the table's gradient."""
 
         def lent(hidden: Tensor, weight: Tensor, bias: Tensor, label: Tensor, factor: Tensor | None) -> RowLosses:
-            return cross_entropy(hidden, self.lend(weight), bias, label, factor)
+            ticket = None if self._ticket is None else self._ticket()
+            is_same = ticket is not None and not ticket.is_used and ticket.table() is weight
+            if not (is_same and torch.is_grad_enabled()):
+                return cross_entropy(hidden, weight, bias, label, factor)
+            assert ticket is not None
+            ticket.is_used = True
+            known = weakref.ref(ticket)
+            own: Tensor = _Lend.apply(weight, known)  # type: ignore[no-untyped-call]
 
-        return lent
+            def defer(total: Tensor, residual_TV: Tensor, scaled_TD: Tensor) -> Tensor:
+                same: Tensor = _Defer.apply(total, own, residual_TV, scaled_TD, known)  # type: ignore[no-untyped-call]
+                return same
 
-    def lend(self, weight: Tensor) -> Tensor:
-        """Return the table for a decoder that reads what was computed of the newest embedding's rows."""
-        ticket = None if self._ticket is None else self._ticket()
-        is_same = ticket is not None and not ticket.is_used and ticket.table() is weight
-        if not (is_same and torch.is_grad_enabled()):
-            return weight
-        assert ticket is not None
-        ticket.is_used = True
-        lent: Tensor = _Lend.apply(weight, weakref.ref(ticket))  # type: ignore[no-untyped-call]
+            return cross_entropy(hidden, own, bias, label, factor, defer=defer)
+
         return lent
 
 
@@ -82,7 +98,7 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         """Add rows."""
         (ids,) = ctx.saved_tensors
-        table, ctx.ticket.gradient = ctx.ticket.gradient, None
+        table = ctx.ticket.take()
         padding = -1 if ctx.padding_idx is None else ctx.padding_idx
         if table is None:
             rows = torch.ops.aten.embedding_dense_backward(grad, ids, ctx.num_rows, padding, False)
@@ -114,15 +130,45 @@ class _Lend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ticket: weakref.ref[Ticket]) -> Tensor:
         """Pass it on."""
+        ctx.set_materialize_grads(False)  # of what is deferred
         ctx.ticket = ticket
         return weight.view_as(weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
         """Leave it."""
         ticket = ctx.ticket()
-        if ticket is None:
+        if grad is None or ticket is None:
             return grad, None
         ticket.gradient = grad
         return None, None
+
+
+class _Defer(torch.autograd.Function):
+    """The loss itself; the gradient of the table goes to the ticket as two matrices, if that is still there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, weight: Tensor, residual_TV: Tensor, scaled_TD: Tensor, ticket: weakref.ref[Ticket]
+    ) -> Tensor:
+        """Pass it on."""
+        ctx.save_for_backward(residual_TV, scaled_TD)
+        ctx.ticket, ctx.dtype = ticket, weight.dtype
+        return total.view_as(total)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Leave them."""
+        residual_TV, scaled_TD = ctx.saved_tensors
+        factors, ticket = (residual_TV, scaled_TD * grad.to(scaled_TD.dtype)), ctx.ticket()
+        if ticket is None:
+            return grad, _product(*factors).to(ctx.dtype), None, None, None
+        ticket.factors = factors
+        return grad, None, None, None, None
+
+
+def _product(residual_TV: Tensor, scaled_TD: Tensor) -> Tensor:
+    """The gradient of the table."""
+    return residual_TV.T @ scaled_TD

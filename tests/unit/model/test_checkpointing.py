@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -120,3 +121,14 @@ def test_values_that_nobody_goes_back_to_stay() -> None:
     value = torch.randn(4)
     forget(value, functional.gelu, value, until=torch.randn(4))
     assert value.untyped_storage().nbytes() == 16
+
+
+def test_what_was_computed_again_goes_although_the_graph_stays() -> None:
+    wide = torch.randn(4, requires_grad=True) * 1.0
+    active = functional.gelu(wide)
+    total = active.square().sum()
+    gone = [weakref.ref(value.untyped_storage()) for value in (wide, active)]
+    forget(active, functional.gelu, wide, until=total)
+    del wide, active
+    total.backward()  # type: ignore[no-untyped-call]
+    assert [reference() for reference in gone] == [None, None]

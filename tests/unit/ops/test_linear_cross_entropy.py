@@ -55,6 +55,21 @@ def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({place for _, place in seen}) == 1, "one buffer for all blocks"
 
 
+def test_a_gradient_is_deferred_where_the_logits_are_no_more_than_it_and_a_block() -> None:
+    seen = list[tuple[int, ...]]()
+
+    def defer(total: Tensor, residual: Tensor, scaled: Tensor) -> Tensor:
+        seen.append((*residual.shape, *scaled.shape))
+        return total
+
+    for rows in (6, 7):  # two rows are a block, four the gradient
+        hidden, weight, bias, label = inputs(rows)
+        given = hidden.requires_grad_(), weight.requires_grad_(), bias, label
+        linear_cross_entropy(*given, max_logits=22, defer=defer).total.backward()  # type: ignore[no-untyped-call]
+        assert hidden.grad is not None and (weight.grad is None) == (rows == 6)
+    assert seen == [(6, 11, 6, 4)]
+
+
 def test_frozen_inputs_get_no_gradient() -> None:
     hidden, weight, bias, label = inputs()
     linear_cross_entropy(hidden.requires_grad_(), weight, bias.requires_grad_(), label).total.backward()  # type: ignore[no-untyped-call]

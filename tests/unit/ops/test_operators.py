@@ -52,7 +52,7 @@ def test_the_contrastive_operator(hardness: float, bias: float | None, is_one_of
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cross_entropy_operator(needs: list[bool], dtype: torch.dtype) -> None:
     given = [value.detach().requires_grad_(is_needed) for value, is_needed in zip(head(), needs, strict=True)]
-    opcheck(linear_cross_entropy_operator, (*given, LABEL, torch.rand(5), dtype, 2, needs))
+    opcheck(linear_cross_entropy_operator, (*given, LABEL, torch.rand(5), dtype, 2, False, needs))
 
 
 class Both(nn.Module):

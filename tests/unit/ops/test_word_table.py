@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.ops.linear_cross_entropy import linear_cross_entropy_reference
+from cclm.ops import word_table
+from cclm.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from cclm.ops.word_table import WordTable, add_rows
 
 WORDS, WIDTH, PADDING = 11, 5, 1
@@ -22,10 +25,17 @@ def parameters(dtype: torch.dtype = torch.float64) -> tuple[nn.Parameter, nn.Par
     return nn.Parameter(torch.randn(WORDS, WIDTH, dtype=dtype)), nn.Parameter(torch.randn(WORDS, dtype=dtype))
 
 
-def network(table: nn.Parameter, bias: nn.Parameter, words: WordTable | None, *, is_tied: bool = True) -> Tensor:
+def network(
+    table: nn.Parameter,
+    bias: nn.Parameter,
+    words: WordTable | None,
+    *,
+    is_tied: bool = True,
+    loss: Any = linear_cross_entropy_reference,
+) -> Tensor:
     """Embed, compute something, decode."""
     embedding = functional.embedding if words is None else words.embedding
-    loss = linear_cross_entropy_reference if words is None else words.lending(linear_cross_entropy_reference)
+    loss = loss if words is None else words.lending(loss)
     hidden = embedding(IDS, table, PADDING).tanh().flatten(0, 1).cumsum(0)
     decoder = table if is_tied else table.detach().clone().requires_grad_()
     return loss(hidden, decoder, bias, LABELS, None).total
@@ -48,6 +58,32 @@ def test_no_second_tensor_of_the_tables_size_is_made(monkeypatch: pytest.MonkeyP
     assert gradients(WordTable())[0] is not None
     with pytest.raises(TypeError):
         gradients(WordTable(), is_tied=False)
+
+
+@pytest.mark.parametrize("limit", [WORDS, 6 * WORDS])
+def test_a_gradient_that_a_loss_defers_is_the_same(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, product = list[Any](), word_table._product
+    monkeypatch.setattr(word_table, "_product", lambda *factors: seen.append(factors) or product(*factors))
+    loss = partial(linear_cross_entropy, max_logits=limit)
+    table, bias = parameters()
+    network(table, bias, WordTable(), loss=loss).mul(2.0).backward()
+    assert len(seen) == 1
+    for ours, plain in zip([table.grad, bias.grad], gradients(None), strict=True):
+        assert plain is not None
+        torch.testing.assert_close(ours, 2 * plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_deferred_gradient_without_an_embedding_in_the_graph() -> None:
+    words, (table, bias) = WordTable(), parameters()
+    rows = words.embedding(IDS, table, PADDING)
+    hidden = torch.ones(6, WIDTH, dtype=torch.float64, requires_grad=True)
+    factor = torch.arange(1.0, 7.0, dtype=torch.float64)
+    total = words.lending(linear_cross_entropy)(hidden, table, bias, LABELS, factor).total
+    del rows
+    total.backward()
+    reference, bias = parameters()
+    linear_cross_entropy_reference(hidden, reference, bias, LABELS, factor).total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(table.grad, reference.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_graphs_do_not_take_each_others_gradients() -> None:
