@@ -36,7 +36,7 @@ BUDGETS = {
     "cclm/hub": 2800,
     "cclm/model": 3880,
     "cclm/objectives": 450,
-    "cclm/ops": 1900,
+    "cclm/ops": 1950,
     "cclm/pretrained": 2150,
     "cclm/recipe": 750,
     "cclm/report": 950,
