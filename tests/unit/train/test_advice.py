@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cclm.config import HealthConfig, RunConfig, validate_ranks
 from cclm.data.batch import Batch
@@ -27,14 +25,6 @@ from tests.tiny_training import as_config
 
 pytestmark = pytest.mark.slow
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

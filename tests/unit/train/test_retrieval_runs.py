@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cclm.config import RunConfig
 from cclm.evaluate.benchmark_table import Choice, build_table
@@ -26,14 +24,6 @@ from cclm.train.retriever import Retriever
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import METRIC, settings_of
 from tests.tiny_training import as_config
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(settings: dict[str, Any], run_folder: Path, **finetune: Any) -> RunConfig:

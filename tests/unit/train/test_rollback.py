@@ -39,7 +39,6 @@ from tests.fault import bad_at
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 10
 ERROR = CclmError(expected="health", got="none", do="Rest.", cause=Cause.DIVERGED)
 
@@ -174,7 +173,6 @@ def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     assert json.loads((folder / "done.json").read_text())["step"] == STEPS
 
     monkeypatch.undo()  # nothing is bad any more: what the run does now follows from its notes alone
-    torch.set_num_threads(1)
     whole = state_at(config, STEPS)
     assert len(remove_newer(folder, 2)) == 4
     (folder / "done.json").unlink()
@@ -192,7 +190,6 @@ def test_after_enough_rollbacks_the_run_ends(config: RunConfig, monkeypatch: pyt
     assert [one.to for one in read_rollbacks(Path(config.run_folder))] == [2]
     assert read_marker(complete_checkpoints(Path(config.run_folder))[-1]).step == 8
     monkeypatch.undo()
-    torch.set_num_threads(1)
     run(config)  # the same command goes on
     assert lines_of(config, "ledger.jsonl")[3]["sums"] == {}
 
@@ -204,7 +201,6 @@ def test_without_a_checkpoint_there_is_no_way_back(config: RunConfig, monkeypatc
     assert caught.value.cause is Cause.DIVERGED and not lines_of(config, "rollbacks.jsonl")
     assert lines_of(config, "bad_steps.jsonl")
     monkeypatch.undo()
-    torch.set_num_threads(1)
     run(config)
     assert not lines_of(config, "bad_steps.jsonl"), "it began anew"
 
