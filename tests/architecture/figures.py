@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.architecture.rules import no_bare_except
-from tests.architecture.sources import CODE_FOLDERS, Source, read_sources
+from tests.architecture.sources import CODE_FOLDERS, Source, read_sources, statements
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 SHORT_FUNCTION_LINES = 40
@@ -77,7 +77,7 @@ class Figure:
 
 def functions(source: Source) -> Iterator[Function]:
     """Every function and method of a file, inner ones too."""
-    return (node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in statements(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def is_annotated(function: Function) -> bool:
