@@ -25,10 +25,7 @@ def num_samples(view: ViewConfig) -> int:
 
 def steps_per_epoch(config: RunConfig) -> int:
     """Return the whole batches of an epoch of the task's view: the first one of annotated rows, else the first.
-
-    Raises:
-        ConfigError: a batch is larger than the training data.
-    """
+    ConfigError: a batch is larger than the training data."""
     views = sorted(config.views.items(), key=lambda named: not isinstance(named[1], AnnotatedConfig))
     name, view = views[0]
     if steps := num_samples(view) // view.samples_per_step:

@@ -88,10 +88,7 @@ class SharedEvaluation(Evaluation):
 
     def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
         """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        EvaluationStopped: a rank was asked to stop; on every rank alike."""
         return list(self.turns(batches, compute))
 
     def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
@@ -100,10 +97,7 @@ class SharedEvaluation(Evaluation):
 
     def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
         """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        EvaluationStopped: a rank was asked to stop; on every rank alike."""
         ranks, made = self.engine.collectives, list[Made]()
         at_once = ROUNDS_AT_ONCE * ranks.world_size
         for begin in range(0, len(batches), at_once):
