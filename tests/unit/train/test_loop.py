@@ -14,7 +14,8 @@ import torch
 
 from cclm.checkpoint import background
 from cclm.checkpoint.background import BackgroundSaver
-from cclm.config import CheckpointConfig, RunConfig
+from cclm.checkpoint.options import CheckpointConfig
+from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.counts import Quarantine
 from cclm.engine.plain import PlainEngine
