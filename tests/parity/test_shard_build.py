@@ -111,7 +111,7 @@ def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path: Path
     plan = image_plan(bad=(3, 11))
     records = list(plan.parts[0].read())
     fatal = [*records[:-1], replace(records[-1], make=partial(os._exit, 1))]
-    with pytest.raises(DataError, match="Run the same command again: what is finished is kept") as caught:
+    with pytest.raises(DataError) as caught:
         build_sets([replace(plan, parts=[replace(plan.parts[0], read=partial(iter, fatal))])], tmp_path, workers=2)
     assert caught.value.reason == "worker_died"
     build_sets([plan], tmp_path, command="test")
