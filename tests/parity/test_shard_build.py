@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +22,11 @@ from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.verify import find_faults
 from shards.build import build_sets
 from shards.parts import Share
-from tests.unit.shards.tiny_corpora import bytes_below, image_plan, text_plan, unlike_plan
+from tests.unit.shards.conftest import no_waiting_for_the_disk
+from tests.unit.shards.tiny_corpora import bytes_below, count_and_make, image_plan, text_plan, unlike_plan
 
+__all__ = ["no_waiting_for_the_disk"]
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[Any]:
-    """These tests kill processes, not machines: what a process wrote is there without a sync."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _descriptor: None)
-        yield
 
 
 def plans() -> Any:
@@ -165,11 +159,6 @@ def test_what_a_build_has_finished_is_not_made_again(tmp_path: Path, monkeypatch
             build_sets([plan], tmp_path)
     build_sets([plan], tmp_path)
     assert len(made) <= 20 + plan.recipe.chunk_records
-
-
-def count_and_make(made: Any, lazy: Any) -> Any:
-    made.append(lazy.key)
-    return lazy.make()
 
 
 KILLED = """

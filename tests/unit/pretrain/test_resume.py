@@ -16,6 +16,7 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import newest_complete, step_folder
 from cclm.train.folder import KERNELS_FILE
 from pretrain.__main__ import main
+from tests.same_runs import values_of
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 STEPS = 8
@@ -39,15 +40,6 @@ def settings(corpus: Path, run: Path, schedule: str) -> list[str]:
         "track": {"every_steps": 1, "tensorboard": False},
     }
     return ["--recipe", str(write_recipe(run.parent / f"{run.name}.yaml", content))]
-
-
-def values_of(run: Path) -> list[dict[str, Any]]:
-    """The log without what the clock decides."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [
-        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
-        for line in lines
-    ]
 
 
 @pytest.mark.slow

@@ -18,7 +18,15 @@ from cclm.types import TextPair
 from shards.build import build_sets
 from shards.parts import LazyRecord, Part
 from shards.plan import SetPlan
-from tests.unit.shards.tiny_corpora import bytes_below, image_plan, lazy_images, one_part, rows_of, text_plan
+from tests.unit.shards.tiny_corpora import (
+    bytes_below,
+    count_and_make,
+    image_plan,
+    lazy_images,
+    one_part,
+    rows_of,
+    text_plan,
+)
 
 
 def test_records_in_are_records_written_plus_records_refused(tmp_path: Path) -> None:
@@ -149,11 +157,6 @@ def test_the_first_broken_record_stops_a_build_that_allows_none(tmp_path: Path) 
         build_sets([replace(plan, parts=parts)], tmp_path)
     assert caught.value.reason == "too_many_bad"
     assert len(made) == 6
-
-
-def count_and_make(made: Any, lazy: Any) -> Any:
-    made.append(lazy.key)
-    return lazy.make()
 
 
 def test_a_complete_set_is_left_alone(tmp_path: Path) -> None:

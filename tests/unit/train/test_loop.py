@@ -32,7 +32,7 @@ from cclm.train.loop import Run, train
 from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.updates import OnTheWay
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 STEPS = 4
 
@@ -53,12 +53,6 @@ def config(corpus: Path, tmp_path: Path) -> RunConfig:
     )
     settings["data"]["bad_sample_limit"] = 0.5
     return as_config(settings)
-
-
-def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest()) as run:
-        assert run is not None
-        return train(run)
 
 
 def ledger_of(config: RunConfig) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.train.build import open_run
 from cclm.train.evaluation import evaluation_of
-from cclm.train.loop import train
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
 from cclm.train.retriever import Retriever
+from tests import tiny_training
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import METRIC, settings_of
 from tests.tiny_training import as_config
@@ -32,9 +32,7 @@ def config_of(settings: dict[str, Any], run_folder: Path, **finetune: Any) -> Ru
 
 
 def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest(), make_evaluation=partial(evaluation_of, METRIC)) as run:
-        assert run is not None
-        return train(run)
+    return tiny_training.run_to_the_end(config, make_evaluation=partial(evaluation_of, METRIC))
 
 
 def results_of(folder: Path) -> list[Any]:

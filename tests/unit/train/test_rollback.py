@@ -33,11 +33,10 @@ from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.health import Health
-from cclm.train.loop import train
 from cclm.train.rollback import LeftOut, plan_rollback
 from tests.fault import bad_at
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 STEPS = 10
 ERROR = CclmError(expected="health", got="none", do="Rest.", cause=Cause.DIVERGED)
@@ -63,9 +62,7 @@ def config(corpus: Path, tmp_path: Path) -> RunConfig:
 
 
 def run(config: RunConfig) -> None:
-    with open_run(config, StopRequest()) as opened:
-        assert opened is not None
-        assert train(opened)
+    assert run_to_the_end(config)
 
 
 def lines_of(config: RunConfig, name: str) -> list[dict[str, Any]]:

@@ -14,13 +14,10 @@ import pytest
 from cclm.costs.recipe import Counter, updates_of
 from cclm.costs.step import StepCosts
 from cclm.run.bottleneck import SECTIONS, SHARE
-from cclm.run.signals import StopRequest
 from cclm.track.metrics import read_metrics
-from cclm.train.build import open_run
-from cclm.train.loop import train
 from tests.tiny_config import run_config
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 
 def lines_of(folder: Path, **track: Any) -> list[dict[str, float]]:
@@ -32,9 +29,7 @@ def lines_of(folder: Path, **track: Any) -> list[dict[str, float]]:
         track={"every_steps": 4, "tensorboard": False, **track},
         checkpoint={"every_steps": 6, "background": False},
     )
-    with open_run(as_config(settings), StopRequest()) as run:
-        assert run is not None
-        assert train(run)
+    assert run_to_the_end(as_config(settings))
     return [values for _, values in read_metrics(folder / "run")]
 
 

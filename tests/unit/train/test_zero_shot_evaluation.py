@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 
-from cclm.config import RunConfig
 from cclm.errors import ConfigError
 from cclm.run.checkpoints import Pins, complete_checkpoints, pinned, read_pins, step_folder
 from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop
 from cclm.track.metrics import read_metrics
 from cclm.train.build import open_run
-from cclm.train.loop import train
 from cclm.train.retriever import Retriever
 from tests.tiny_retrieval import write_uneven_set
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 from tests.zero_shot import evaluated
 
 STEPS = 6
@@ -47,12 +45,6 @@ def settings_of(corpus: Path, run: Path, **evaluation: Any) -> dict[str, Any]:
     )
     settings["model"]["text"]["dropout"] = 0.1
     return settings
-
-
-def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest()) as run:
-        assert run is not None
-        return train(run)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
