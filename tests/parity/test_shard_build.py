@@ -101,6 +101,7 @@ def test_a_merge_names_what_the_tasks_have_left(tmp_path: Path) -> None:
     assert not (tmp_path / "texts" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_named_and_what_is_finished_is_kept(tmp_path: Path, one_process: Path) -> None:
     plan = image_plan(bad=(3, 11))
     records = list(plan.parts[0].read())

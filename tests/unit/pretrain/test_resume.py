@@ -85,6 +85,7 @@ def test_micro_batches_hold_the_same_samples(corpus: Path, tmp_path: Path, sched
     }
 
 
+@pytest.mark.slow
 def test_an_alternating_log_holds_the_views_of_its_steps(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(settings(corpus, run, "alternate")) == 0

@@ -31,6 +31,7 @@ def test_an_operation_without_a_deterministic_kernel_ends_by_its_name(monkeypatc
         assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_numbers_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKSPACE, ":16:8")
     corpus, forward, modes = write_corpus(tmp_path), PlainEngine.forward, set[bool]()

@@ -150,6 +150,7 @@ def test_a_spike_is_skipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch) 
     assert not any(line["step"] < 3 + 2 - 1 for line in found)
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     assert lines_of(config, "ledger.jsonl") == ledger
 
 
+@pytest.mark.slow
 def test_after_enough_rollbacks_the_run_ends(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, lambda step: step in (4, 5, 8, 9))
     with pytest.raises(CclmError) as caught:
@@ -191,6 +193,7 @@ def test_after_enough_rollbacks_the_run_ends(config: RunConfig, monkeypatch: pyt
     assert lines_of(config, "ledger.jsonl")[3]["sums"] == {}
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_there_is_no_way_back(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, lambda step: step < 2)
     with pytest.raises(CclmError) as caught:
@@ -241,6 +244,7 @@ def test_steps_that_are_left_out() -> None:
     assert str(left_out) == "3 to 6, 18 to 19" and left_out and not LeftOut()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "left"), [((), [4, 6]), ((5,), [2, 4, 6])])
 def test_of_the_newest_only_healthy_ones_count(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], left: list[int]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cclm.costs.recipe import Counter, updates_of
+from cclm.costs import step
+from cclm.costs.recipe import updates_of
 from cclm.costs.step import StepCosts
 from cclm.run.bottleneck import SECTIONS, SHARE
 from cclm.track.metrics import read_metrics
@@ -33,6 +34,7 @@ def lines_of(folder: Path, **track: Any) -> list[dict[str, float]]:
     return [values for _, values in read_metrics(folder / "run")]
 
 
+@pytest.mark.slow
 def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> None:
     lines = lines_of(tmp_path, csv=True, profile_steps=2)
     for line in lines:
@@ -57,7 +59,7 @@ def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> No
 
 def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> None:
     config = run_config()
-    costs, counter = StepCosts(config), Counter(config)
+    costs, counter = StepCosts(config), step.Counter(config)
 
     def counted(fill: float) -> float:
         updates = updates_of(config, counter, dict.fromkeys(config.views, fill))
