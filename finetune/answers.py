@@ -67,8 +67,12 @@ class Answers:
 
 
 def answers_of(run: Path) -> Answers:
-    """Return what a run answered. ConfigError: it was not evaluated, kept no predictions, or its test files are others
-    by now. DataError: a test file that cannot be read."""
+    """Return what a run answered.
+
+    Raises:
+        ConfigError: it was not evaluated, kept no predictions, or its test files are others by now.
+        DataError: a test file that cannot be read.
+    """
     config, store = read_run_config(run), run / RESULTS_NAME
     by_file = {one.predictions: one for one in ResultStore(store).read() if not one.reranked} if store.is_file() else {}
     if not by_file:

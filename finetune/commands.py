@@ -39,8 +39,11 @@ _TOLERANCE: Final = 1e-9
 
 
 def run_command(words: Sequence[str]) -> None:
-    """Run one of `COMMANDS`. ConfigError: also of a data folder in which something is missing or broken, after the
-    report."""
+    """Run one of `COMMANDS`.
+
+    Raises:
+        ConfigError: also of a data folder in which something is missing or broken, after the report.
+    """
     parser = Parser(prog="python -m finetune", description="Tables of results, and checks of data folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     add = add_command(commands, "table", _print_tables)
@@ -119,7 +122,10 @@ def _leaks(found: Sequence[Found], paths: Sequence[Path]) -> Iterator[str]:
     """Yield what was counted of the measured files, known by their hashes, in the data that were trained on.
 
     Of several files those in the language count (STAIR's descriptions, not Karpathy's list of the same images); they
-    hold different sentences about the same images. ConfigError: there is no such file of counts.
+    hold different sentences about the same images.
+
+    Raises:
+        ConfigError: there is no such file of counts.
     """
     if missing := [str(path) for path in paths if not path.is_file()]:
         do = "Correct the path; `python -m shards leakage … --json FILE` writes it."

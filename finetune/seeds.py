@@ -101,8 +101,11 @@ def _own_settings(words: Sequence[str], recipes: Path) -> tuple[dict[str, Any], 
 
 
 def run_seeds(words: Sequence[str], recipes: Path, *, seeds: int, ranks: int = 1) -> int:
-    """Run all seeds; return 0, or the exit code of the first one that fails or is stopped. ConfigError: this process is
-    one of several ranks already."""
+    """Run all seeds; return 0, or the exit code of the first one that fails or is stopped.
+
+    Raises:
+        ConfigError: this process is one of several ranks already.
+    """
     if adopt_place(os.environ).world_size > 1:
         do = f"Start it without launcher, with --{RANKS} N; or python -m launch sweep TASK --vary seed=42,43,44."
         raise ConfigError(where=f"--{SEEDS}", expected="one process", got="one of several ranks", do=do)

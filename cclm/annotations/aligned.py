@@ -32,7 +32,10 @@ def read_aligned(
     paths: Path | Sequence[Path], language: str, problems: Problems | None = None, *, names: Path | None = None
 ) -> AnnotationFile[CaptionRow]:
     """Read one or several files of captions of the images in `names` (None: the list that is published beside them).
-    DataError: also where a file has more or fewer lines than the list (reason line_unmatched)."""
+
+    Raises:
+        DataError: also where a file has more or fewer lines than the list (reason line_unmatched).
+    """
     files = [paths] if isinstance(paths, Path) else list(paths)
     tag = known_language(XTD10_LANGUAGES.get(language, language), files[0])
     names = names or list_beside(files[0])

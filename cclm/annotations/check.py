@@ -88,7 +88,10 @@ class FolderReport:
 
 def check_folder(task: str, folder: Path, images: Sequence[Path] = ()) -> FolderReport:
     """Read every annotation file of a task below a folder; look for the images of its first rows in folders of images.
-    ConfigError: there is no such task or folder."""
+
+    Raises:
+        ConfigError: there is no such task or folder.
+    """
     if task not in TASKS:
         do = f"Choose one of {', '.join(TASKS)}."
         raise ConfigError(expected="a task", got=task + did_you_mean(task, TASKS), do=do)

@@ -71,7 +71,10 @@ def gqa_image(image_id: str) -> str:
 
 def read_answers(path: Path) -> tuple[str, ...]:
     """Return the vocabulary of answers by index, of trainval_ans2label.json or of its inverse, trainval_label2ans.json.
-    DataError: an answer or an index stands twice, or an index is missing."""
+
+    Raises:
+        DataError: an answer or an index stands twice, or an index is missing.
+    """
     found = json_document(path)
     if isinstance(found, list):
         answers = [text(answer, "an answer") for answer in found]

@@ -62,7 +62,10 @@ def find_image(folders: Sequence[Path], name: str) -> Path:
     """Return the file of an image in the first folder that has it under one of its names.
 
     Annotation files are downloads: a name that is absolute or climbs (`..`) never leads out of the folders, links in
-    them may. DataError: none has (reason image_missing).
+    them may.
+
+    Raises:
+        DataError: none has (reason image_missing).
     """
     for folder in folders:
         for candidate in filter(_is_below, candidates(name)):

@@ -64,8 +64,12 @@ def read_entries(
     make: Callable[[str, Entry], Row | Dropped],
     problems: Problems | None = None,
 ) -> AnnotationFile[Row]:
-    """Return the rows that `make(place, entry)` makes. DataError: the first entry that is not as the format says, with
-    file and line (unless `problems` are given); one that ends the file (reason file_broken) too."""
+    """Return the rows that `make(place, entry)` makes.
+
+    Raises:
+        DataError: the first entry that is not as the format says, with file and line (unless `problems` are given);
+            one that ends the file (reason file_broken) too.
+    """
     made = list(_made(path, entries, make, problems))
     dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
     rows = tuple(item for item in made if item is not None and not isinstance(item, Dropped))

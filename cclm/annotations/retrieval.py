@@ -163,8 +163,10 @@ def read_pairs(path: Path, language: str, problems: Problems | None = None) -> A
 
     The form is that of the published file of this path; of any other path it is one of Flickr30k's (JSON lines, or a
     list, of images with captions). Of Karpathy's file the training split is read, of COCO-CN's the images that
-    `coco-cn_train.txt` lists. DataError: an entry that is not as the form says; a file of all splits without such a
-    list (file_missing).
+    `coco-cn_train.txt` lists.
+
+    Raises:
+        DataError: an entry that is not as the form says; a file of all splits without such a list (file_missing).
     """
     file, split = _recognised(path), "train"
     if file is None:

@@ -117,8 +117,11 @@ def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], obj
     """Return the newest sound checkpoint of a run, or None if there is no checkpoint at all. A collective.
 
     Each rank hashes a share of the files. Damaged ones that are newer are renamed, never removed; `tell` gets a line
-    for each, on rank 0. CheckpointError: on every rank: there are checkpoints, and all of them are damaged (nothing is
-    renamed then); another version of this library wrote one; or the storage does not answer.
+    for each, on rank 0.
+
+    Raises:
+        CheckpointError: on every rank: there are checkpoints, and all of them are damaged (nothing is renamed then);
+            another version of this library wrote one; or the storage does not answer.
     """
     is_first = ranks.rank == 0
     found = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")

@@ -91,7 +91,9 @@ def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
     """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
 
     A damaged copy is passed over, with a line on standard error, and set aside once a sound one is here.
-    CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
+
+    Raises:
+        CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
     """
     is_first = ranks.rank == 0
     if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:

@@ -41,8 +41,10 @@ def decode_image(data: bytes, scale: int = 1, where: str = "") -> Image.Image:
     """Decode an image file to RGB: turned upright, transparent parts white, of an animation the first frame.
 
     Bytes behind the file's end do not matter. A JPEG is decoded at 1/`scale` (1, 2, 4 or 8) of its size, rounded up;
-    other formats come whole. DataError: `image_truncated` if the file ends too early, `image_broken` for anything else
-    wrong with it.
+    other formats come whole.
+
+    Raises:
+        DataError: `image_truncated` if the file ends too early, `image_broken` for anything else wrong with it.
     """
     if data.startswith(JPEG_START) and is_cut(data):  # filled up with zeros, it would decode to half an image
         raise _refusal(data, "no end", where)

@@ -41,8 +41,11 @@ class NewPiece:
 
 
 def checked_content(content: Content) -> Content:
-    """Return a Unigram tokenizer.json in which every added token is a piece too, as in XLM-R's. ConfigError: another
-    kind of model, or one whose ids have gaps."""
+    """Return a Unigram tokenizer.json in which every added token is a piece too, as in XLM-R's.
+
+    Raises:
+        ConfigError: another kind of model, or one whose ids have gaps.
+    """
     checked = copy.deepcopy(content)
     model = checked["model"]
     if model["type"] != "Unigram":

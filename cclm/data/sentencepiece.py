@@ -30,8 +30,11 @@ Value = int | bytes
 
 
 def tokenizer_of_sentencepiece(path: Path) -> Tokenizer:
-    """The tokenizer that XLM-RoBERTa makes of its SentencePiece file. ConfigError: the file is broken, or of another
-    kind of tokenizer."""
+    """The tokenizer that XLM-RoBERTa makes of its SentencePiece file.
+
+    Raises:
+        ConfigError: the file is broken, or of another kind of tokenizer.
+    """
     pieces: list[tuple[str, float]] = []
     kinds: list[int] = []
     specs: dict[int, Value] = {}
@@ -78,8 +81,11 @@ def _piece(value: Value) -> tuple[str, float, int]:
 
 
 def _fields(value: Value) -> Iterator[tuple[int, Value]]:
-    """Number and value of each field of a message; of 4 and 8 bytes as they lie there. ValueError: a wire type that
-    protobuf does not have, or a field that ends behind the message."""
+    """Number and value of each field of a message; of 4 and 8 bytes as they lie there.
+
+    Raises:
+        ValueError: a wire type that protobuf does not have, or a field that ends behind the message.
+    """
     if not isinstance(value, bytes):
         raise TypeError("a number where a message was expected")
     place = 0

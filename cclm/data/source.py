@@ -177,9 +177,12 @@ class SampleSource(ABC, Generic[Settings, Sample]):
             yield sample
 
     def sample(self, step: int, index: int, fusion: bool = False) -> tuple[Address, Sample, list[BadSample]]:
-        """The sample of an index, where it stands, and the broken ones that it stands in for. DataError:
-        `neighbourhood_broken`, if no replacement can be found near by. CclmError: the disk failed, or the process has
-        reached a limit: that says nothing about the sample."""
+        """The sample of an index, where it stands, and the broken ones that it stands in for.
+
+        Raises:
+            DataError: `neighbourhood_broken`, if no replacement can be found near by.
+            CclmError: the disk failed, or the process has reached a limit: that says nothing about the sample.
+        """
         address = self.stream.address(step, index)
         bad: list[BadSample] = []
         candidate: Address | None = address

@@ -99,8 +99,11 @@ class TeacherFiles:
 
 
 def teacher_files(teacher: TeacherConfig) -> TeacherFiles:
-    """Find a teacher's files, and what they are; reads no feature. ConfigError: there are none, some are missing, or
-    one has other columns or another width."""
+    """Find a teacher's files, and what they are; reads no feature.
+
+    Raises:
+        ConfigError: there are none, some are missing, or one has other columns or another width.
+    """
     root = Path(teacher.path)
     paths = sorted(path for path in root.rglob("*.parquet") if not path.name.startswith((".", "_")))
     if not paths:
@@ -121,8 +124,11 @@ def teacher_files(teacher: TeacherConfig) -> TeacherFiles:
 
 
 def open_index(teacher: TeacherConfig, cache: CacheConfig) -> TeacherIndex:
-    """Open the node's index of a teacher's features; make it first, or wait for the process that does. ConfigError:
-    files that don't hold features (as `teacher_files`), or a cache that cannot be written."""
+    """Open the node's index of a teacher's features; make it first, or wait for the process that does.
+
+    Raises:
+        ConfigError: files that don't hold features (as `teacher_files`), or a cache that cannot be written.
+    """
     files = teacher_files(teacher)
     folder = cache_folder(cache) / f"{NAME}-{files.identity[:16]}"
     try:

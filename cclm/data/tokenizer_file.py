@@ -86,7 +86,10 @@ FRAMES = (SpecialTokens("[CLS]", "[SEP]", "[PAD]", "[MASK]"), OURS)
 
 def special_tokens(tokenizer: Any, file: Path | None = None) -> SpecialTokens:
     """Say which tokens of a `tokenizers.Tokenizer` frame a text, by tokenizer_config.json beside its file if it tells.
-    ConfigError: the vocabulary has not all of them."""
+
+    Raises:
+        ConfigError: the vocabulary has not all of them.
+    """
     told = _told_tokens(file.parent / SETTINGS_NAME) if file is not None else None
     frames = (*([told] if told is not None else []), *FRAMES)
     missing = [[one for one in vars(frame).values() if tokenizer.token_to_id(one) is None] for frame in frames]

@@ -34,8 +34,11 @@ def _lines(words: Mapping[str, int]) -> Iterator[str]:
 
 
 def train_pieces(words: Mapping[str, int], size: int, coverage: float, do: str) -> list[tuple[str, float]]:
-    """Return at most `size` pieces and their log-probabilities, the likeliest first. ConfigError: the trainer refuses
-    the words; `do` says what a user may change."""
+    """Return at most `size` pieces and their log-probabilities, the likeliest first.
+
+    Raises:
+        ConfigError: the trainer refuses the words; `do` says what a user may change.
+    """
     import sentencepiece
 
     model = io.BytesIO()

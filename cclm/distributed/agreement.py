@@ -85,8 +85,10 @@ def agree_on_step(
     """Return what any rank is asked for or says before this step; unless it is to stop, check that all do the same.
 
     `known`: what else must be equal, by what it is called; `explain`, a collective, says more where it is not.
-    `figures` travel along, as many on each rank; `hear` is given those of all. One small collective. ConfigError: on
-    every rank, if they differ in step, structure of the batch (its views, too), or something known.
+    `figures` travel along, as many on each rank; `hear` is given those of all. One small collective.
+
+    Raises:
+        ConfigError: on every rank, if they differ in step, structure of the batch (its views, too), or something known.
     """
     if ranks.world_size == 1:
         return request
@@ -101,7 +103,10 @@ def agree_on_step(
 
 def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
     """Let rank 0 make a value for all ranks: only one of them asks the network, and all have the same answer.
-    CclmError: what `make` raises, on every rank."""
+
+    Raises:
+        CclmError: what `make` raises, on every rank.
+    """
     made: Value | CclmError | None = None
     if ranks.rank == 0:
         try:
@@ -118,9 +123,11 @@ def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
 def on_every_rank(ranks: Collectives, action: Callable[[], Value], what: str) -> list[Value]:
     """Run `action` on every rank and return all results by rank; if one rank fails, every rank raises.
 
-    Also a barrier: no rank returns before all have finished. CheckpointError: with the cause of the first rank that
-    failed. A rank whose error is neither the storage's nor one of ours, but a bug, raises that itself, so that its
-    traceback is seen.
+    Also a barrier: no rank returns before all have finished.
+
+    Raises:
+        CheckpointError: with the cause of the first rank that failed. A rank whose error is neither the storage's nor
+            one of ours, but a bug, raises that itself, so that its traceback is seen.
     """
     result: Value | None = None
     error: Exception | None = None

@@ -53,8 +53,10 @@ def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[
     Yields what their watches talk over; None with one process.
 
     Neither the meeting nor a collective waits longer than `timeout_s`: then they raise. DeepSpeed reads LOCAL_RANK at
-    every step: a process that no launcher started has it in here. CclmError: cause TRANSIENT, when the ranks do not
-    meet; it names those that have not come.
+    every step: a process that no launcher started has it in here.
+
+    Raises:
+        CclmError: cause TRANSIENT, when the ranks do not meet; it names those that have not come.
     """
     backend, timeout = "gloo", timedelta(seconds=timeout_s)
     if topology.device.type == "cuda":

@@ -49,7 +49,9 @@ def changes(before: Sequence[Found], after: Sequence[Found], metric: str = "") -
     """Compare each model of `after` with the one of `before`, on each task, split and metric that both have.
 
     `metric`: only this one; without it the first of single rows (t2i_r1, accuracy, …) of each task and split.
-    ConfigError: they share none, `before` holds several models, or predictions are missing.
+
+    Raises:
+        ConfigError: they share none, `before` holds several models, or predictions are missing.
     """
     shared = [one for one in tables_in(after) if one in tables_in(before) and one.metric in METRICS]
     chosen = [one for one in shared if one.metric == metric] if metric else _firsts(shared)

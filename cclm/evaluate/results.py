@@ -102,7 +102,11 @@ class ResultStore:
         self.path = path
 
     def append(self, results: Iterable[Result]) -> None:
-        """Add results; each is one write. ConfigError: one has a protocol that is none."""
+        """Add results; each is one write.
+
+        Raises:
+            ConfigError: one has a protocol that is none.
+        """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         for result in results:
             _typed(asdict(result), str(self.path))
@@ -110,7 +114,10 @@ class ResultStore:
 
     def read(self) -> list[Result]:
         """Return the results, of equal ones (`Result.key`) the last; a line that a kill cut short is left out.
-        ConfigError: a line is no result, with its number."""
+
+        Raises:
+            ConfigError: a line is no result, with its number.
+        """
         lines = list(text_lines(self.path))
         found: dict[tuple[Any, ...], Result] = {}
         for number, line in enumerate(lines, 1):
@@ -206,8 +213,11 @@ def as_reranked(lines: Iterable[Line]) -> list[Line]:
 
 
 def predictions_of(result: Result, folder: Path) -> list[Line]:
-    """Return the predictions that a result was made from. ConfigError: none were kept, or they are not those that it
-    was made from any more."""
+    """Return the predictions that a result was made from.
+
+    Raises:
+        ConfigError: none were kept, or they are not those that it was made from any more.
+    """
     where, path = f"{result.model}, {result.task} in {result.language}", folder / result.predictions
     if not result.predictions or not path.is_file():
         got = str(path) if result.predictions else "none"
@@ -225,8 +235,11 @@ def derive(result: Result, folder: Path) -> float:
 
 
 def results_in(paths: Sequence[Path]) -> list[tuple[Path, Result]]:
-    """Return (folder of the store, result) of stores, and of all stores (results.jsonl) below folders. ConfigError:
-    there is none."""
+    """Return (folder of the store, result) of stores, and of all stores (results.jsonl) below folders.
+
+    Raises:
+        ConfigError: there is none.
+    """
     stores = [store for path in paths for store in (sorted(path.rglob("results.jsonl")) if path.is_dir() else [path])]
     if not stores:
         got = f"none below {', '.join(map(str, paths))}"

@@ -48,7 +48,10 @@ Weights = Literal["last", "ema"]
 
 def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
     """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now.
-    CheckpointError: not complete, damaged, or without averages when these are asked for."""
+
+    Raises:
+        CheckpointError: not complete, damaged, or without averages when these are asked for.
+    """
     verify(checkpoint)
     if weights == "ema":
         stored_average(checkpoint)  # tells at once if there is none
@@ -128,9 +131,12 @@ def export(
 def staging_directory(to: Path) -> Iterator[Path]:
     """Give the path of a folder to make, in a hidden one beside `to`; without an error it then becomes `to`, durably.
 
-    The hidden folder is locked while it is used and gone afterwards. The lock ends with its process, however that ends;
-    so whatever lies there unlocked was left by a dead export. CheckpointError: another export to the same folder is
-    running. CclmError: nothing can be written beside `to`.
+    The hidden folder is locked while it is used and gone afterwards. The lock ends with its process, however that
+    ends; so whatever lies there unlocked was left by a dead export.
+
+    Raises:
+        CheckpointError: another export to the same folder is running.
+        CclmError: nothing can be written beside `to`.
     """
     to = to.resolve()  # `.` and `..` have no name to put a hidden folder beside
     hidden = make_folder(to.parent) / f".export-{to.name}"
@@ -160,8 +166,12 @@ def staging_directory(to: Path) -> Iterator[Path]:
 
 
 def check_target(to: Path) -> None:
-    """Raise unless an export can be put there, before anything long is done. CheckpointError: it is anything but an
-    export, an empty folder, or nothing; or this process runs in it. CclmError: nothing can be written beside it."""
+    """Raise unless an export can be put there, before anything long is done.
+
+    Raises:
+        CheckpointError: it is anything but an export, an empty folder, or nothing; or this process runs in it.
+        CclmError: nothing can be written beside it.
+    """
     got = ""
     if to.exists() and not is_export(to) and not (to.is_dir() and not any(to.iterdir())):
         got = "a folder or file with other contents"

@@ -95,8 +95,11 @@ class OpenedModel(Prepared):
 def prepare_run(path: Path) -> Prepared:
     """Find a run's best checkpoint, or the newest of one that was not evaluated, or one checkpoint inside a run.
 
-    Its weights are not read. ConfigError: config.yaml cannot be read. CheckpointError: it is neither, or the run has no
-    complete checkpoint.
+    Its weights are not read.
+
+    Raises:
+        ConfigError: config.yaml cannot be read.
+        CheckpointError: it is neither, or the run has no complete checkpoint.
     """
     is_run = (path / CONFIG_FILE).exists()
     run_folder = path if is_run else path.parent.parent
@@ -131,8 +134,12 @@ def prepare_run(path: Path) -> Prepared:
 
 
 def open_model(path: Path) -> OpenedModel:
-    """Open an export folder, a run folder or a checkpoint folder. ConfigError: config.yaml cannot be read.
-    CheckpointError: it is none of these, or the run has no complete checkpoint, or the weights do not fit."""
+    """Open an export folder, a run folder or a checkpoint folder.
+
+    Raises:
+        ConfigError: config.yaml cannot be read.
+        CheckpointError: it is none of these, or the run has no complete checkpoint, or the weights do not fit.
+    """
     if not is_export(path):
         prepared = prepare_run(path)
         return with_weights(prepared, load_full_state(prepared.origin))
@@ -145,15 +152,21 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel:
-    """Build the network around these tensors (not copies of them, where they are fp32). CheckpointError: names or
-    shapes do not fit the config."""
+    """Build the network around these tensors (not copies of them, where they are fp32).
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config.
+    """
     model = build_model(prepared.config, state, str(prepared.origin))
     return OpenedModel(**{**vars(prepared), "model": model})
 
 
 def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
-    """Move a model: `device` auto, cpu, cuda, …; `dtype` fp32, bf16 or fp16. ConfigError: neither of these, or a device
-    that is not there."""
+    """Move a model: `device` auto, cpu, cuda, …; `dtype` fp32, bf16 or fp16.
+
+    Raises:
+        ConfigError: neither of these, or a device that is not there.
+    """
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
     if dtype != "fp32":
@@ -183,8 +196,11 @@ def model_config(options: ModelOptions, tokenizer: TextTokenizer) -> CCLMConfig:
 
 
 def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> CCLMModel:
-    """Build a model and fill it; `state` may be a whole training module's. CheckpointError: names or shapes do not fit
-    the config."""
+    """Build a model and fill it; `state` may be a whole training module's.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config.
+    """
     state = of_network(state)
     with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here
         model = CCLMModel(config)
@@ -225,8 +241,12 @@ def longest_text(config: RunConfig) -> int:
 
 
 def prepare_export(folder: Path) -> Prepared:
-    """What an exported folder says about its model, without reading its weights. ConfigError: it has no tokenizer.
-    CheckpointError: this version does not know its config, or a file is missing."""
+    """What an exported folder says about its model, without reading its weights.
+
+    Raises:
+        ConfigError: it has no tokenizer.
+        CheckpointError: this version does not know its config, or a file is missing.
+    """
     try:
         processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

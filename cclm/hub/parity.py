@@ -191,7 +191,10 @@ def check_parity(
     prepared: Prepared, export: Path, *, reference: ReferenceOutputs, dtype: Dtype, tolerance: float | None = None
 ) -> ParityReport:
     """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`.
-    CheckpointError: token ids differ, or something lies outside the tolerance."""
+
+    Raises:
+        CheckpointError: token ids differ, or something lies outside the tolerance.
+    """
     (found,) = outputs_of_clean_process([(export, reference.probe)])
     report = compare(reference, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
     if report.failures:

@@ -106,8 +106,11 @@ def _needed_rows(name: str, value: Tensor, options: ModelOptions) -> Tensor:
 
 
 def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list[Weight]:
-    """The parameters that were placed whole. CheckpointError: something was placed that this model has not, or has in
-    part."""
+    """The parameters that were placed whole.
+
+    Raises:
+        CheckpointError: something was placed that this model has not, or has in part.
+    """
     table = [Weight(name, (name,)) for name in placed if name.startswith((IMAGE_TOWER, TEXT_TOWER, WORDS))]
     table += published_weights(options)
     ours = {name for name, _ in meta_model(options).named_parameters()}
@@ -132,8 +135,10 @@ def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str)
     """Say which parameters a model of ours gives: those of the same names, and those that fine-tuning copies.
 
     A fusion encoder for several memories has each layer once for each of them; an answer decoder begins as the fusion
-    layers, the embeddings and the masked-LM head. A head for another number of classes gives nothing. CheckpointError:
-    a part of the source other than a head has no place in this model.
+    layers, the embeddings and the masked-LM head. A head for another number of classes gives nothing.
+
+    Raises:
+        CheckpointError: a part of the source other than a head has no place in this model.
     """
     layer = re.compile(r"(fusion_encoder\.stack\.layers\.)(\d+)(\..+)")
     num_layers = 1 + max((int(match[2]) for match in map(layer.fullmatch, state) if match), default=-1)

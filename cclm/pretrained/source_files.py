@@ -42,7 +42,11 @@ OLD_PATTERNS = ["*.json", "pytorch_model*.bin"]
 
 def open_source(source: str | Path) -> Mapping[str, Tensor]:
     """Names and tensors of a file, of a folder with weights, of a run or a checkpoint of ours, or of a model on the
-    Hugging Face hub. CheckpointError: there is none."""
+    Hugging Face hub.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     path = Path(source)
     if path.is_file():
         return read_tensors(path)
@@ -53,8 +57,11 @@ def open_source(source: str | Path) -> Mapping[str, Tensor]:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face folder, whatever number of files they are in. CheckpointError: a folder without
-    weights."""
+    """All tensors of a Hugging Face folder, whatever number of files they are in.
+
+    Raises:
+        CheckpointError: a folder without weights.
+    """
     for name in WEIGHT_FILES:
         index = folder / f"{name}{INDEX}"
         if index.is_file():
@@ -76,7 +83,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     The file may hold the state dict itself or a dict with the state dict under one of `CONTAINERS`; a `module.` before
     every name is taken off. Tensors of torch's zip format are memory-mapped, so that what is not used is not read.
-    CheckpointError: no such file, no weights in it, or something that only arbitrary code could load.
+
+    Raises:
+        CheckpointError: no such file, no weights in it, or something that only arbitrary code could load.
     """
     if not path.is_file():
         raise _error(path, "nothing at this path", "Give the path of the file.")

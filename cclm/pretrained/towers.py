@@ -50,8 +50,10 @@ def with_towers(options: ModelOptions, reach: Reach = "auto") -> ModelOptions:
     """Read the sources that the options name; without any the options come back as they are.
 
     A field that is still at its default takes the source's value, another value must agree with it. The fusion encoder
-    has its own sizes where the text source fills the text encoder alone (`reach`: "text"). ConfigError: a source that
-    cannot be read or is of another kind, or a field that contradicts it.
+    has its own sizes where the text source fills the text encoder alone (`reach`: "text").
+
+    Raises:
+        ConfigError: a source that cannot be read or is of another kind, or a field that contradicts it.
     """
     if options.vision.source is not None:
         options = _with_vision(options, options.vision.source)
@@ -161,7 +163,10 @@ def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source:
 
 def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTransformConfig:
     """Fields that are still at their default take the source's values; a source that says nothing changes nothing.
-    ConfigError: the source's file cannot be read."""
+
+    Raises:
+        ConfigError: the source's file cannot be read.
+    """
     found = pixel_values(source)
     if found is None:
         return transform
@@ -173,7 +178,10 @@ def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTran
 
 def pixel_values(source: str) -> tuple[Triple, Triple] | None:
     """Mean and deviation that a Hugging Face model's images are normalised with; None where no file says so.
-    ConfigError: its file is not what `transformers` writes."""
+
+    Raises:
+        ConfigError: its file is not what `transformers` writes.
+    """
     from transformers.utils.hub import cached_file
 
     for name in PIXEL_VALUES:

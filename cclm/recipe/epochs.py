@@ -25,7 +25,10 @@ def num_samples(view: ViewConfig) -> int:
 
 def steps_per_epoch(config: RunConfig) -> int:
     """Return the whole batches of an epoch of the task's view: the first one of annotated rows, else the first.
-    ConfigError: a batch is larger than the training data."""
+
+    Raises:
+        ConfigError: a batch is larger than the training data.
+    """
     views = sorted(config.views.items(), key=lambda named: not isinstance(named[1], AnnotatedConfig))
     name, view = views[0]
     if steps := num_samples(view) // view.samples_per_step:

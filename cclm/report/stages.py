@@ -75,7 +75,11 @@ def run_stages(stages: Sequence[Stage], run: Path, page: Path, finish: Callable[
 
 
 def run_stage(item: Stage, run: Path) -> int:
-    """Print, run and time one stage. KeyboardInterrupt: somebody stopped it; its child has ended."""
+    """Print, run and time one stage.
+
+    Raises:
+        KeyboardInterrupt: somebody stopped it; its child has ended.
+    """
     stage("Pre-train" if item.name == "train" else item.name.title(), item.explanation)
     before = read_rows(item.home).get(item.name, {})
     is_same = before.get("command", item.command) == item.command
@@ -112,7 +116,10 @@ def run_stage(item: Stage, run: Path) -> int:
 
 def run_command(command: str, on_wait: Callable[[], None]) -> int:
     """Run `python -m command` with this interpreter to its end, whatever the keyboard says; return its exit code.
-    KeyboardInterrupt: the keyboard interrupted it. The child, which got the same signal, has ended."""
+
+    Raises:
+        KeyboardInterrupt: the keyboard interrupted it. The child, which got the same signal, has ended.
+    """
     words = shlex.split(command)
     if "--" in words:  # the "python" behind it means this interpreter too, and nothing that PATH knows
         program = words.index("--") + 1

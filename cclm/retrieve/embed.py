@@ -76,7 +76,10 @@ def part_path(folder: Path, part: int) -> Path:
 def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_NAME) -> list[int]:
     """Make the folder, or check that it holds the same embedding; return the parts that are missing.
 
-    `facts_name`: under which the facts stand. ConfigError: another model, source or layout was embedded there.
+    `facts_name`: under which the facts stand.
+
+    Raises:
+        ConfigError: another model, source or layout was embedded there.
     """
     wanted = json.loads(json.dumps(asdict(facts)))
     found = read_json(folder / facts_name, None)

@@ -160,8 +160,12 @@ are added, removed or renamed."""
 
 
 def find_source(path: Path, *, with_captions: bool = False, languages: Sequence[str] = ()) -> EmbedSource:
-    """A shard set if there is a manifest, else files. ConfigError: nothing to embed. DataError: a shard set that cannot
-    be read."""
+    """A shard set if there is a manifest, else files.
+
+    Raises:
+        ConfigError: nothing to embed.
+        DataError: a shard set that cannot be read.
+    """
     if (path / "manifest.json").is_file():
         return Shards(path, with_captions, tuple(languages))
     return Files(path)

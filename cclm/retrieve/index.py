@@ -53,7 +53,11 @@ def index_folder(embedded: Path, kind: str) -> Path:
 
 def approximate(folder: Path, feature_NW: Tensor, on_build: Callable[[Path], None] = lambda folder: None) -> Nearest:
     """Return the search in the index of these rows; it is built if it is not there (`on_build` is told before).
-    ConfigError: the index is one of other rows, or damaged. MissingDependencyError: usearch is not installed."""
+
+    Raises:
+        ConfigError: the index is one of other rows, or damaged.
+        MissingDependencyError: usearch is not installed.
+    """
     library = optional_library(
         "usearch.index", "it searches without looking at all rows", "usearch", 'pip install "cclm-pretraining[index]"'
     )

@@ -39,9 +39,12 @@ def languages_of(groups: Groups) -> list[Language]:
 
 
 def load_set(folder: Path, opened: OpenedModel, languages: Sequence[Language]) -> LoadedSet:
-    """Read a set of image-text shards; each image's query in a language is its first caption there. ConfigError: not an
-    image-text set, or no image has a caption in some language. DataError: a broken sample (a set that is measured on
-    has to be whole)."""
+    """Read a set of image-text shards; each image's query in a language is its first caption there.
+
+    Raises:
+        ConfigError: not an image-text set, or no image has a caption in some language.
+        DataError: a broken sample (a set that is measured on has to be whole).
+    """
     shards = ShardSet(folder)
     if shards.view is not View.IMAGE_TEXT:
         raise ConfigError(
@@ -100,8 +103,10 @@ def evaluate(
     The re-ranking rule is chosen on `dev_shards` (without it: match + similarity) for `rerank_groups` (None: all), each
     counting the same, so the test set is touched once. `top_k`: candidates to re-rank; 0 does not re-rank.
     `batch_size`: images, texts or pairs per call; larger is not faster on a CPU (caches). `on_language` is told (set
-    name, language) as each is done. ConfigError: the dev set is the test set, or a group that is to decide does not
-    exist.
+    name, language) as each is done.
+
+    Raises:
+        ConfigError: the dev set is the test set, or a group that is to decide does not exist.
     """
     began = time.monotonic()
     if dev_shards is not None:
@@ -152,7 +157,11 @@ def check_other_test_set(shards: Path, dev_shards: Path) -> None:
 
 
 def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Sequence[str]]:
-    """Return the groups that decide a choice: the named ones, or all. ConfigError: there is no group of that name."""
+    """Return the groups that decide a choice: the named ones, or all.
+
+    Raises:
+        ConfigError: there is no group of that name.
+    """
     chosen = list(groups) if names is None else list(names)
     unknown = [name for name in chosen if name not in groups]
     if unknown or not chosen:

@@ -64,8 +64,11 @@ class Hit:
 def load_embedded(
     folder: Path, kind: str = "image", *, may_be_empty: bool = False, with_features: bool = True
 ) -> EmbeddedSet:
-    """Read all parts of an embedded set; without features, `feature_NE` has no columns. ConfigError: not an embedded
-    set, not finished, or without rows of this kind."""
+    """Read all parts of an embedded set; without features, `feature_NE` has no columns.
+
+    Raises:
+        ConfigError: not an embedded set, not finished, or without rows of this kind.
+    """
     import pyarrow as pa
     from pyarrow import compute as pc
     from pyarrow import parquet
@@ -107,7 +110,11 @@ def load_embedded(
 
 @dataclass(frozen=True, kw_only=True)
 class Searcher:
-    """A model, and a set that it embedded. ConfigError: another model embedded the set."""
+    """A model, and a set that it embedded.
+
+    Raises:
+        ConfigError: another model embedded the set.
+    """
 
     opened: OpenedModel
     embedded: EmbeddedSet
@@ -125,7 +132,10 @@ class Searcher:
 
     def best(self, queries: Sequence[str], number: int) -> list[list[Hit]]:
         """Return the rows with the largest cosine for each query, best first (all, if there are not so many).
-        ConfigError: a query of which no token is left."""
+
+        Raises:
+            ConfigError: a query of which no token is left.
+        """
         feature_QE, errors = Embedder(opened=self.opened).texts(queries)
         for query, error in zip(queries, errors, strict=True):
             if error is not None:
@@ -155,7 +165,10 @@ def search(
 
     `rerank_top`: how many candidates the fusion encoder orders anew (score = log-odds of a match + cosine /
     temperature; the published CCLM orders by the logit of "match" alone); 0: none. `nearest`: None: all rows are looked
-    at. ConfigError: another model, a query of which no token is left, or images that are gone.
+    at.
+
+    Raises:
+        ConfigError: another model, a query of which no token is left, or images that are gone.
     """
     searcher = Searcher(opened=opened, embedded=embedded, nearest=nearest or exact(embedded.feature_NE))
     found = searcher.best(queries, max(top_k, rerank_top))

@@ -47,7 +47,10 @@ POLICY = (
 
 def make_app(box: SearchBox, host: str = "127.0.0.1") -> Any:
     """Return the page as an ASGI application (Starlette); `host`: the address that it will be bound to.
-    MissingDependencyError: starlette is not installed."""
+
+    Raises:
+        MissingDependencyError: starlette is not installed.
+    """
     web = optional_library("starlette.applications", "it serves the search page", "starlette", INSTALL)
     routing = optional_library("starlette.routing", "it serves the search page", "starlette", INSTALL)
     replies = optional_library("starlette.responses", "it serves the search page", "starlette", INSTALL)
@@ -128,7 +131,11 @@ class _Guard:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0: any that is free. ConfigError: no such address, or the port is taken."""
+    """Return a socket that listens; port 0: any that is free.
+
+    Raises:
+        ConfigError: no such address, or the port is taken.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -149,7 +156,10 @@ def address_of(listening: socket.socket) -> str:
 
 def serve(app: Any, listening: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM; those that have begun are finished, for five seconds at most.
-    MissingDependencyError: uvicorn is not installed."""
+
+    Raises:
+        MissingDependencyError: uvicorn is not installed.
+    """
     uvicorn = optional_library("uvicorn", "it serves the search page", "uvicorn", INSTALL)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=5

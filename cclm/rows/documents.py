@@ -25,8 +25,11 @@ Entry = tuple[str, str, Any]
 
 
 def json_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a JSON list or object (also compressed). DataError: it is not JSON, or neither list nor
-    object (reason file_broken); with file and line."""
+    """Yield the entries of a JSON list or object (also compressed).
+
+    Raises:
+        DataError: it is not JSON, or neither list nor object (reason file_broken); with file and line.
+    """
     text = _text_of(path)
     yield from _Walk(text, str(path)).entries()
 

@@ -40,7 +40,9 @@ def write_copy(descriptor: int, size_bytes: int, path: Path) -> FileRecord:
     """Write what lies in memory to a file, durably; a fault that passes is met by writing it again from the start.
 
     The hash is that of the memory, not of what the disk gives back: a start finds out whether they are the same.
-    OSError: the storage refuses.
+
+    Raises:
+        OSError: the storage refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return retried(partial(_write_copy, descriptor, size_bytes, path))
@@ -95,8 +97,12 @@ class Writer:
         return self._answer is not None
 
     def result(self) -> Any:
-        """Wait for the end of the call and return what it returned. Exception: what it raised. CclmError: the process
-        died again and again."""
+        """Wait for the end of the call and return what it returned.
+
+        Raises:
+            Exception: what it raised.
+            CclmError: the process died again and again.
+        """
         while not self.is_ready():
             assert self._link is not None, "a result needs a call"
             self._link.poll(None)

@@ -108,8 +108,12 @@ class DamagedError(CheckpointError):
 
 
 def read_marker(checkpoint: Path) -> Marker:
-    """Read `complete`. DamagedError: it is missing, unreadable, or not as it was written. CheckpointError: another
-    version of this library wrote it."""
+    """Read `complete`.
+
+    Raises:
+        DamagedError: it is missing, unreadable, or not as it was written.
+        CheckpointError: another version of this library wrote it.
+    """
     try:
         raw = json.loads(retried(lambda: (checkpoint / MARKER).read_bytes()))
         version, digest = raw["format_version"], raw.pop("digest", None)
@@ -147,8 +151,11 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:
     """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file.
-    CheckpointError: another version of this library wrote it. OSError: the storage does not answer; that is no
-    damage."""
+
+    Raises:
+        CheckpointError: another version of this library wrote it.
+        OSError: the storage does not answer; that is no damage.
+    """
     try:
         marker = read_marker(checkpoint)
     except DamagedError as error:
@@ -329,7 +336,11 @@ class CheckpointFacts:
 
 
 def identify(checkpoint: Path) -> CheckpointFacts:
-    """Return the step and the identity of a complete checkpoint. CheckpointError: it has no readable marker."""
+    """Return the step and the identity of a complete checkpoint.
+
+    Raises:
+        CheckpointError: it has no readable marker.
+    """
     marker = read_marker(checkpoint)
     return CheckpointFacts(step=marker.step, identity=hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest())
 

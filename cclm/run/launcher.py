@@ -112,8 +112,11 @@ def started_by(environment: Mapping[str, str]) -> StartedBy | None:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return this process's place. ConfigError: it is one of several that cannot find each other, or variables are
-    missing or contradict."""
+    """Return this process's place.
+
+    Raises:
+        ConfigError: it is one of several that cannot find each other, or variables are missing or contradict.
+    """
     given = {name: environment[name] for name in (*NUMBERS, *ADDRESS) if environment.get(name, "") != ""}
     if "RANK" in given and environment.get("LOCAL_SIZE", "") != "":
         given.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])

@@ -141,8 +141,11 @@ class DoneMarker:
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
     def read(self) -> DoneRecord | None:
-        """Return the marker, or None if the run is not done. CclmError: there is a file of this name that is no
-        marker."""
+        """Return the marker, or None if the run is not done.
+
+        Raises:
+            CclmError: there is a file of this name that is no marker.
+        """
         if not self.path.exists():
             return None
         try:

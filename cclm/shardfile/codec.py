@@ -91,8 +91,11 @@ def _check_captions(captions: object, where: str) -> dict[str, list[str]]:
 
 
 def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[str, bytes]]:
-    """Return the members of a record as (extension, bytes): the image, unchanged, then the canonical JSON. DataError:
-    reasons key_bad, image_empty, image_format, json_field, text_encoding."""
+    """Return the members of a record as (extension, bytes): the image, unchanged, then the canonical JSON.
+
+    Raises:
+        DataError: reasons key_bad, image_empty, image_format, json_field, text_encoding.
+    """
     where = where or f"record {record.key!r}"
     check_key(record.key, where)
     if record.image_format not in schema.IMAGE_FORMATS:
@@ -128,7 +131,10 @@ def _region_document(region: Region, where: str) -> dict[str, Any]:
 
 def decode_image_text(key: str, image_format: str, image: bytes, document: bytes, where: str = "") -> ImageTextRecord:
     """Return the record of a sample's two members. Unknown JSON fields are ignored (a later version may add some).
-    DataError: reasons image_missing (no image member), image_empty, json_broken, json_field."""
+
+    Raises:
+        DataError: reasons image_missing (no image member), image_empty, json_broken, json_field.
+    """
     where = where or f"record {key!r}"
     if not image_format:
         _refuse("image_missing", f"an image member ({', '.join(schema.IMAGE_FORMATS)})", "none", where)

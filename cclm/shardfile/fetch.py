@@ -38,9 +38,12 @@ def fetch(
     """Copy a remote file onto `target`, whose content is replaced in place.
 
     `target` holds half a file while this runs and after an error. Without `sha256` its content is not checked.
-    FetchError: it may not be read, or `attempts` were not enough. DamagedFileError: it is not there, or has another
-    SHA-256. OSError: the disk of `target` is full; trying again would not help. MissingDependencyError: the protocol
-    needs a package that is not installed.
+
+    Raises:
+        FetchError: it may not be read, or `attempts` were not enough.
+        DamagedFileError: it is not there, or has another SHA-256.
+        OSError: the disk of `target` is full; trying again would not help.
+        MissingDependencyError: the protocol needs a package that is not installed.
     """
     system, path = open_system(url)
     problem, kind = "", FetchError

@@ -27,8 +27,12 @@ _INDEX_BYTES_PER_SAMPLE = 120
 
 def open_set(where: Path | str, cache: CacheConfig | None = None) -> ShardSet:
     """Return the shard set of a folder, a file:// URL, or a URL of another protocol, which is kept in `cache`.
-    DataError: reasons of `Manifest.load`. FetchError: the manifest cannot be had. MissingDependencyError: the protocol
-    needs a package that is not installed."""
+
+    Raises:
+        DataError: reasons of `Manifest.load`.
+        FetchError: the manifest cannot be had.
+        MissingDependencyError: the protocol needs a package that is not installed.
+    """
     local = local_path(where)
     return ShardSet(local) if local is not None else RemoteShardSet(str(where), cache or CacheConfig())
 

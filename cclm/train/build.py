@@ -73,8 +73,10 @@ def open_run(
     """Join the ranks, build everything, and resume from the newest complete checkpoint if there is one.
 
     Yields None when the run is already done. `table` are the views that there are, `make_evaluation` says what is
-    measured beside the losses. ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the
-    run that it continues.
+    measured beside the losses.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the data, the DeepSpeed JSON or the run that it continues.
     """
     folder = Path(config.run_folder)
     with ExitStack() as stack:
@@ -183,7 +185,10 @@ class Start:
 @contextmanager
 def joined(config: RunConfig, table: Table) -> Iterator[Start]:
     """Join the ranks for the length of the `with` block; compare what they were started with, and with the run folder.
-    ConfigError: the configuration contradicts itself, the ranks, the DeepSpeed JSON or the run that it continues."""
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the ranks, the DeepSpeed JSON or the run that it continues.
+    """
     topology = Topology.from_environment(device=config.device)
     validate_ranks(config, topology.world_size)
     check_services(config.track.services)

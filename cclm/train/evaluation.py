@@ -109,7 +109,10 @@ class TaskEvaluation(SharedEvaluation):
 
     def __post_init__(self) -> None:
         """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much.
-        ConfigError, DataError: a set that cannot be measured."""
+
+        Raises:
+            ConfigError, DataError: a set that cannot be measured.
+        """
         self._epoch_steps = steps_per_epoch(self.config) if self.config.steps else 1
         for part in PARTS:
             for name, where in self.sets(part).items():
@@ -315,8 +318,12 @@ class RowEvaluation(TaskEvaluation):
         return settings.dev if part == "dev" else settings.test
 
     def check(self, name: str, where: str, part: Part) -> None:
-        """Read an annotation file. ConfigError: without answers nothing can be chosen on it. DataError: two rows share
-        an id (reason key_twice)."""
+        """Read an annotation file.
+
+        Raises:
+            ConfigError: without answers nothing can be chosen on it.
+            DataError: two rows share an id (reason key_twice).
+        """
         rows = self._rows(name, where)
         if again := [key for key, number in Counter(row.id for row in rows.rows).items() if number > 1]:
             expected, got = (
@@ -351,8 +358,11 @@ class RowEvaluation(TaskEvaluation):
 def predict_rows(
     engine: Engine[Batch], view: AnnotatedView[Any, Any], source: AnnotatedSource[Any, Any], rows: Sequence[Row]
 ) -> list[Line]:
-    """Return a prediction for every row, in their order. A collective. DataError: a text or an image that cannot be
-    used."""
+    """Return a prediction for every row, in their order. A collective.
+
+    Raises:
+        DataError: a text or an image that cannot be used.
+    """
     batch = source.evaluated(rows).to(engine.device)
 
     def probe(module: nn.Module) -> dict[str, Tensor]:

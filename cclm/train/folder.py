@@ -86,7 +86,10 @@ _DO = (
 
 def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the SHA-256 of everything that the configuration names and that decides what a step is, by its key.
-    ConfigError: one of them does not exist."""
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
     data = config.data
     tokenizer = _read_input(f"{data.tokenizer}/{TOKENIZER_NAME}", tokenizer_file(data.tokenizer).read_bytes)
     hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
@@ -144,8 +147,11 @@ def identity_parts(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, st
 
 def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], table: Table = VIEWS) -> None:
     """Do nothing if the folder's run may go on with this configuration, or if none has got as far as a checkpoint.
-    ConfigError: values or inputs differ that may not, or the run has got further than this one would; all named.
-    CheckpointError: its files cannot be read."""
+
+    Raises:
+        ConfigError: values or inputs differ that may not, or the run has got further than this one would; all named.
+        CheckpointError: its files cannot be read.
+    """
     before = _earlier_start(folder, table) if is_begun(folder) else None
     if before is None:
         return

@@ -47,8 +47,11 @@ class FrozenTexts:
     """The frozen first layers of a text encoder, and what they made of the texts so far."""
 
     def __init__(self, encoder: Any, width: int, kernels: Kernels, limit_bytes: int) -> None:
-        """Remember until `limit_bytes` are full; later texts are computed whenever they come. ConfigError: nothing is
-        frozen from the embeddings on, or there is dropout."""
+        """Remember until `limit_bytes` are full; later texts are computed whenever they come.
+
+        Raises:
+            ConfigError: nothing is frozen from the embeddings on, or there is dropout.
+        """
         self.num_layers, options = num_frozen_layers(encoder), encoder.options
         if not self.num_layers or options.dropout or options.attention_dropout:
             raise ConfigError(

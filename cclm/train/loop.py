@@ -110,7 +110,10 @@ class Checkpointer:
 
     def save(self, step: int, recorder: Recorder, *, in_background: bool = True) -> None:
         """Save the state after `step` steps; in the background, if the configuration says so, too. A collective.
-        CclmError: the run has diverged: what is there stays."""
+
+        Raises:
+            CclmError: the run has diverged: what is there stays.
+        """
         before, began = recorder.speed.clock.enter("checkpoint"), time.monotonic()
         recorder.look()
         recorder.health.check_updates(step)
@@ -221,9 +224,11 @@ def train(run: Run) -> bool:
 
     A run that diverges goes back to a healthy checkpoint, as often as it may (`cclm.train.rollback`).
 
-    Returns False if it was asked to stop before: then it has saved, and the same command goes on from there. CclmError:
-    the run has diverged, or too many samples were bad; on every rank alike. DataError: a whole neighbourhood of samples
-    is broken; on the rank that reads it (the launcher ends the others).
+    Returns False if it was asked to stop before: then it has saved, and the same command goes on from there.
+
+    Raises:
+        CclmError: the run has diverged, or too many samples were bad; on every rank alike.
+        DataError: a whole neighbourhood of samples is broken; on the rank that reads it (the launcher ends the others).
     """
     run.evaluation.is_asked, run.evaluation.beat = partial(is_anybody_asked, run), run.watch.beat
     run.evaluation.record = run.recorder.write_evaluation

@@ -101,8 +101,10 @@ class Recorder:
     def write(self, step: int, *, is_regular: bool = True) -> None:
         """Write the lines of the steps up to `step`, if there are any that are not written. Four collectives.
 
-        One that is not regular leaves the window of the means open: `WindowMeans`. DataError: too many samples were
-        bad; on every rank alike.
+        One that is not regular leaves the window of the means open: `WindowMeans`.
+
+        Raises:
+            DataError: too many samples were bad; on every rank alike.
         """
         if not self._sums:
             return

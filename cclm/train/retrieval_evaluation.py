@@ -90,8 +90,11 @@ class RetrievalEvaluation(TaskEvaluation):
         return self.finetune.test_languages or ()
 
     def check(self, name: str, where: str, part: Part) -> None:
-        """Open a shard set, or read a benchmark's annotation files and look for all images that they name. ConfigError,
-        DataError: one of them is not as it should be, or the model has no matching head."""
+        """Open a shard set, or read a benchmark's annotation files and look for all images that they name.
+
+        Raises:
+            ConfigError, DataError: one of them is not as it should be, or the model has no matching head.
+        """
         if self.finetune.rerank_top_k and not self.config.model.pretraining_heads:
             raise ConfigError(
                 where="finetune.rerank_top_k", expected="0 of a model without matching head",

@@ -109,8 +109,11 @@ def _read(
 def annotated_set(
     asked: Mapping[Language, Asked], images: Sequence[Path], captions_per_image: int | None
 ) -> RetrievalSet:
-    """Put the languages of a benchmark together: an image that several have is one. DataError: no folder has an image
-    (reason image_missing)."""
+    """Put the languages of a benchmark together: an image that several have is one.
+
+    Raises:
+        DataError: no folder has an image (reason image_missing).
+    """
     numbers, paths, captions = dict[str, int](), list[Path](), dict[Language, Captions]()
     for language, of in asked.items():
         files = ", ".join(str(path) for path in of.paths)
@@ -145,8 +148,11 @@ def _asked(name: str, where: str, part: Part, is_translated: bool) -> Mapping[La
 
 
 def retrieval_set(settings: FineTuneConfig, cache: CacheConfig, name: str, where: str, part: Part) -> RetrievalSet:
-    """Read a set of `named_sets`, as a run measures it. ConfigError, DataError: it cannot be read, or is not what its
-    name says."""
+    """Read a set of `named_sets`, as a run measures it.
+
+    Raises:
+        ConfigError, DataError: it cannot be read, or is not what its name says.
+    """
     if not is_annotated(name, where):
         return sharded_set(where, cache, settings.captions_per_image)
     asked = asked_of(settings, name, where, part)

@@ -70,9 +70,11 @@ def plan_rollback(run_folder: Path, health: Health, earlier: int, error: CclmErr
 def roll_back(run: Run, error: CclmError) -> int:
     """Load the checkpoint that `plan_rollback` finds; return the step that the run goes on with. A collective.
 
-    Checkpoints of later steps are removed first, so whoever resumes after a kill goes on from there, too. CclmError:
-    `error`, on every rank alike, if it may not or cannot, or if all steps up to the last would be left out;
-    CheckpointError, if a file cannot be read.
+    Checkpoints of later steps are removed first, so whoever resumes after a kill goes on from there, too.
+
+    Raises:
+        CclmError: `error`, on every rank alike, if it may not or cannot, or if all steps up to the last would be left
+            out; CheckpointError, if a file cannot be read.
     """
     if error.cause is not Cause.DIVERGED:
         raise error

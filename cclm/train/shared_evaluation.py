@@ -88,7 +88,10 @@ class SharedEvaluation(Evaluation):
 
     def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
         """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
-        EvaluationStopped: a rank was asked to stop; on every rank alike."""
+
+        Raises:
+            EvaluationStopped: a rank was asked to stop; on every rank alike.
+        """
         return list(self.turns(batches, compute))
 
     def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
@@ -97,7 +100,10 @@ class SharedEvaluation(Evaluation):
 
     def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
         """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
-        EvaluationStopped: a rank was asked to stop; on every rank alike."""
+
+        Raises:
+            EvaluationStopped: a rank was asked to stop; on every rank alike.
+        """
         ranks, made = self.engine.collectives, list[Made]()
         at_once = ROUNDS_AT_ONCE * ranks.world_size
         for begin in range(0, len(batches), at_once):

@@ -24,8 +24,11 @@ def names_towers(config: RunConfig) -> bool:
 
 
 def with_named_towers(config: RunConfig) -> RunConfig:
-    """Put in the sizes of the towers that are named by a model, and how its images were normalised. ConfigError: a
-    source that cannot be read or does not fit, or sizes that contradict the data."""
+    """Put in the sizes of the towers that are named by a model, and how its images were normalised.
+
+    Raises:
+        ConfigError: a source that cannot be read or does not fit, or sizes that contradict the data.
+    """
     views, source = dict(config.views), config.model.vision.source
     for name, view in config.views.items():
         if source is not None and isinstance(view, ImageViewConfig):
@@ -42,8 +45,11 @@ def with_named_towers(config: RunConfig) -> RunConfig:
 
 
 def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -> None:
-    """Fill `model` from `start.sources`; rank 0 (`is_first`) writes down what came from where. CheckpointError: a
-    source that cannot be read or does not fit."""
+    """Fill `model` from `start.sources`; rank 0 (`is_first`) writes down what came from where.
+
+    Raises:
+        CheckpointError: a source that cannot be read or does not fit.
+    """
     start = config.start
     state, report = source_weights(start.sources, model.config.options(), start.text_fills, start.text_layers)
     fresh = start_model(model, state)

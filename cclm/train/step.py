@@ -75,7 +75,10 @@ class CrossViewTraining(nn.Module):
 
     def remember_frozen_texts(self, limit_bytes: int) -> None:
         """Let texts pass the frozen first layers of the text encoder once, and remember so many bytes of their states.
-        ConfigError: there are no such layers."""
+
+        Raises:
+            ConfigError: there are no such layers.
+        """
         width = self.model.config.options().width
         self.frozen_texts = FrozenTexts(self.model.text_encoder, width, self.kernels, limit_bytes)
 

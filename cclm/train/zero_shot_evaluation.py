@@ -47,7 +47,10 @@ class ZeroShotEvaluation(SharedEvaluation):
 
     def __post_init__(self) -> None:
         """Read all captions, so that what is wrong with a set is said now; rank 0 does, and tells the others.
-        ConfigError, DataError: a set cannot be read, or has nothing in a language that is asked for."""
+
+        Raises:
+            ConfigError, DataError: a set cannot be read, or has nothing in a language that is asked for.
+        """
         once, cache = partial(made_by_first, self.engine.collectives), self.config.data.cache
         self._sets = {name: sharded_set(where, cache, 1, once) for name, where in sorted(self.settings.sets.items())}
         self._languages = {name: self._languages_of(name, found) for name, found in self._sets.items()}

@@ -91,8 +91,11 @@ OWN: dict[str, ViewEntry] = {
 
 
 def installed_views(taken: Table = OWN) -> dict[str, ViewEntry]:
-    """Return the views of other installed packages, whose names may be none of those `taken`. ConfigError: an entry
-    point that cannot be loaded, is no `ViewEntry`, or has a name that is taken."""
+    """Return the views of other installed packages, whose names may be none of those `taken`.
+
+    Raises:
+        ConfigError: an entry point that cannot be loaded, is no `ViewEntry`, or has a name that is taken.
+    """
     found: dict[str, ViewEntry] = {}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         expected = "a ViewEntry" if point.name not in {**taken, **found} else "a name of its own"
@@ -117,8 +120,11 @@ VIEWS: dict[str, ViewEntry] = {**OWN, **installed_views()}
 
 
 def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]]:
-    """Make the views of a configuration, in the order of the table, wherever the configuration names them. ConfigError:
-    a view that the table does not have."""
+    """Make the views of a configuration, in the order of the table, wherever the configuration names them.
+
+    Raises:
+        ConfigError: a view that the table does not have.
+    """
     unknown = [name for name in configs if name not in table]
     if unknown:
         raise ConfigError(

@@ -151,7 +151,12 @@ class View(ABC, Generic[ConfigType, BatchType]):
     def open(
         self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int
     ) -> SampleSource[ConfigType, Any]:
-        """Open the view's data. ConfigError: they do not fit the settings. DataError: one of them is no shard set."""
+        """Open the view's data.
+
+        Raises:
+            ConfigError: they do not fit the settings.
+            DataError: one of them is no shard set.
+        """
 
     def image_states(self, model: CCLMModel, batch: BatchType, whole_BND: Tensor) -> States:
         """Return what stands for each row, from the states of the batch's images: here the images themselves."""
@@ -170,8 +175,11 @@ def open_dataset(
     rank: int = 0,
     world_size: int = 1,
 ) -> StepDataset:
-    """Open the data of views for one rank. ConfigError: a set of another view, an empty one, language weights that no
-    source has."""
+    """Open the data of views for one rank.
+
+    Raises:
+        ConfigError: a set of another view, an empty one, language weights that no source has.
+    """
     sources: dict[str, SampleSource[Any, Any]] = {}
     for name, view in views.items():
         if view.config.sources or view.config.record_view is None:

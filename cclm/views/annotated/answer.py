@@ -61,8 +61,11 @@ class AnswerBatch(ImageBatch):
 
 
 class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
-    """Questions with their answers. ConfigError: as the base; and a row of the sources that is no question with an
-    answer."""
+    """Questions with their answers.
+
+    Raises:
+        ConfigError: as the base; and a row of the sources that is no question with an answer.
+    """
 
     stream_bits = 1 << 59
     sample_purpose = 18
@@ -102,8 +105,11 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
         )
 
     def evaluated(self, rows: Sequence[Row], first: int = 0) -> AnswerBatch:
-        """Build a batch for evaluation, with all known answers or the questions' own choices. ConfigError: some
-        questions have choices and others have none."""
+        """Build a batch for evaluation, with all known answers or the questions' own choices.
+
+        Raises:
+            ConfigError: some questions have choices and others have none.
+        """
         batch, choices = super().evaluated(rows, first), [choices_of(row) for row in rows]
         if not any(choices):
             return replace(batch, candidates=self._candidates)

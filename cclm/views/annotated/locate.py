@@ -53,8 +53,11 @@ class LocateSource(AnnotatedSource[LocateConfig, LocateBatch]):
     sample_purpose = 19
 
     def trained(self, row: Row, generator: np.random.Generator) -> RowSample:
-        """Make a sample of a random crop that holds the box, mirrored by a coin; or of the whole image. DataError: the
-        box lies outside its image (reason region_missing)."""
+        """Make a sample of a random crop that holds the box, mirrored by a coin; or of the whole image.
+
+        Raises:
+            DataError: the box lies outside its image (reason region_missing).
+        """
         transform, boxed = self.config.transform, with_box(row)
         left, top, right, bottom = self._corners(boxed)
         if left >= right or top >= bottom:

@@ -86,7 +86,11 @@ READERS: Mapping[Format, Reader] = {
 @lru_cache(maxsize=32)
 def read_rows(path: Path, file_format: Format, name: str) -> AnnotationFile[Any]:
     """Read an annotation file; a second time costs nothing. `name`: its language, or as `language_of` has it.
-    ConfigError: it has no rows. DataError: an entry that is not as the format says, with file and line."""
+
+    Raises:
+        ConfigError: it has no rows.
+        DataError: an entry that is not as the format says, with file and line.
+    """
     found = READERS[file_format](path, language_of(name))
     if not found.rows:
         raise ConfigError(
@@ -148,7 +152,11 @@ class Images:
         }
 
     def read(self, name: str) -> bytes:
-        """Return an image file, as it is stored. DataError: `image_missing`, or the shard's errors."""
+        """Return an image file, as it is stored.
+
+        Raises:
+            DataError: `image_missing`, or the shard's errors.
+        """
         if self._set is not None:
             for key in (name, key_of(name), Path(name).stem):
                 if key in self._places:

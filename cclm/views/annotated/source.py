@@ -90,8 +90,11 @@ class EpochStream:
 
 
 class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, BatchType]):
-    """The rows of a view's annotation files. ConfigError: a file that is not there or not readable, or fewer rows than
-    a batch holds."""
+    """The rows of a view's annotation files.
+
+    Raises:
+        ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
+    """
 
     def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int = 1) -> None:
         sources = config.ordered_sources
@@ -127,8 +130,11 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         return self.sample_of(row, pixels)
 
     def evaluated(self, rows: Sequence[Row], first: int = 0) -> BatchType:
-        """Build a batch for evaluation: nothing is drawn, cropped or replaced. DataError: a text or an image that
-        cannot be used."""
+        """Build a batch for evaluation: nothing is drawn, cropped or replaced.
+
+        Raises:
+            DataError: a text or an image that cannot be used.
+        """
         samples = []
         for row in rows:
             images = (decode_image(self.images.read(name), where=name) for name in images_of(row))

@@ -85,8 +85,10 @@ def image_text_sample(
     """Draw, in this order: language and caption (and, if two are wanted, the second), augmentation, masks, noise.
 
     `image`: the record's image, encoded (for a crop) or after `image.prepare`; the record's bytes are not looked at.
-    `fusion`: whether it is one of the matching rows. `requested`: which language to show; None: all alike. DataError:
-    `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.
+    `fusion`: whether it is one of the matching rows. `requested`: which language to show; None: all alike.
+
+    Raises:
+        DataError: `caption_missing` (none in the wanted languages), `caption_single` (no second one), `text_empty`.
     """
     which, draw = generator.random(2).tolist()
     language, choice = choose_caption(record.captions, config, which, draw, requested)

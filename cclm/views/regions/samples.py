@@ -67,8 +67,10 @@ def region_sample(
     """Draw, in this order: the region that the crop must hold, crop, flip, order of regions, texts, augmentation.
 
     `image`: the record's whole image, encoded or RGB; boxes are in its pixels (the record's bytes are not looked at).
-    DataError: `region_missing` (no region inside the image), `caption_missing` (no text in the wanted languages),
-    `text_empty`.
+
+    Raises:
+        DataError: `region_missing` (no region inside the image), `caption_missing` (no text in the wanted languages),
+            `text_empty`.
     """
     size = photo_size(image)
     regions = usable_regions(record, size)

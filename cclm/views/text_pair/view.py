@@ -101,8 +101,11 @@ def text_pair_sample(
     fusion: bool,
     requested: RequestedLanguage | None = None,
 ) -> TextPairSample:
-    """Draw, in this order: which K pairs of the group, who plays the image's role, masks, noise. DataError:
-    `text_empty`, `translation_missing` (none in the requested languages)."""
+    """Draw, in this order: which K pairs of the group, who plays the image's role, masks, noise.
+
+    Raises:
+        DataError: `text_empty`, `translation_missing` (none in the requested languages).
+    """
     chosen = choose_pairs([pair.lang_b for pair in pairs], config.pairs_per_sample, generator, requested)
     swapped = bool(generator.random() < config.swap_probability)
     texts = [pairs[0].text_a, *(pairs[index].text_b for index in chosen)]
