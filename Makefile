@@ -48,14 +48,14 @@ borders: $(INSTALLED)
 	@$(BIN)/lint-imports --no-logo
 
 quick: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm and not page" < /dev/null
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not slurm and not page" --ignore=tests/mteb < /dev/null
 
 figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
 test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page" < /dev/null || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page" --ignore=tests/mteb < /dev/null || status=1; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long" tests/unit --durations=10 < /dev/null || status=1; \
 	$(BIN)/python -m pytest -m "slow and not long" --ignore=tests/unit --durations=15 < /dev/null || status=1; \
 	exit $$status
@@ -81,7 +81,7 @@ $(VENV)/.ray: $(INSTALLED)
 test-ray: $(VENV)/.ray ## Shards built by Ray's workers, byte for byte (installs Ray, once; part of test-slurm)
 	@$(BIN)/python -m pytest tests/parity/test_shard_build_ray.py -rs < /dev/null
 
-# mteb brings datasets and sentence-transformers, 450 MB on disk.
+# mteb brings datasets and sentence-transformers, 450 MB on disk, and takes seconds to import, here only.
 $(VENV)/.mteb: $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints-cpu.txt -e '.[mteb]' < /dev/null
 	@touch $@

@@ -39,15 +39,11 @@ def _read_images(folder: str) -> tuple[list[str], Any]:
     root = Path(folder)
     paths = named_files(root, IMAGE_SUFFIXES).values()
     try:
-        hashes = [_hash_of(SourceImage(path.read_bytes(), str(path))) for path in paths]
+        hashes = [perceptual_hash(SourceImage(path.read_bytes(), str(path))) for path in paths]
     except DataError as error:
         do = "Take it out of filters.benchmark_images, or fetch it again."
         mistaken("test images that decode", without_addresses(error.got), do, error.where)
     return [str(path.relative_to(root)) for path in paths], np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 8)
-
-
-def _hash_of(image: SourceImage) -> bytes:
-    return perceptual_hash(image).to_bytes(8, "big")
 
 
 def read_benchmarks(settings: FilterSettings) -> None:
@@ -61,7 +57,7 @@ def like_a_benchmark_image(image: SourceImage, settings: FilterSettings) -> str 
     """Return the name of the nearest test image if it is near enough to be the same, or None (reason: image_broken)."""
     assert settings.benchmark_images is not None
     names, hashes = _read_images(settings.benchmark_images)
-    distances = differing_bits(hashes, _hash_of(image))
+    distances = differing_bits(hashes, perceptual_hash(image))
     nearest = int(np.argmin(distances))
     if distances[nearest] > settings.benchmark_distance:
         return None

@@ -112,7 +112,7 @@ def _read(file: FoundFile, folders: Sequence[Path]) -> HeldOut:
     hashes, missing = dict[str, bytes](), 0
     for name in dict.fromkeys(chain.from_iterable(map(images_of, rows))) if folders else ():
         try:
-            hashes[name] = _hash_of(find_image(folders, name).read_bytes(), name)
+            hashes[name] = perceptual_hash(SourceImage(find_image(folders, name).read_bytes(), name))
         except DataError:
             missing += 1
     texts = frozenset(normal_text(text) for row in rows for text in _texts_of(row)) - {""}
@@ -123,10 +123,6 @@ def _texts_of(row: AnyRow) -> Sequence[str]:
     if isinstance(row, CaptionRow):
         return row.captions
     return (row.question if isinstance(row, QuestionRow) else row.text,)
-
-
-def _hash_of(image: bytes, where: str) -> bytes:
-    return perceptual_hash(SourceImage(image, where)).to_bytes(8, "big")
 
 
 def _look_at_pairs(files: Sequence[HeldOut], opened: ShardSet, where: str, advance: Callable[[int], None]) -> None:
@@ -148,7 +144,7 @@ def _look_at_images(
         if not known:
             continue
         try:
-            near = differing_bits(signatures, _hash_of(record.image, record.key)) <= distance
+            near = differing_bits(signatures, perceptual_hash(SourceImage(record.image, record.key))) <= distance
         except DataError:  # nobody trains on an image that does not decode
             continue
         for number in np.flatnonzero(near):

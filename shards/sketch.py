@@ -55,22 +55,22 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def perceptual_hash(image: SourceImage) -> int:
+def perceptual_hash(image: SourceImage) -> bytes:
     """Return the 64-bit perceptual hash (DCT) of an image. DataError: reason image_broken."""
     bits = optional_library("imagehash", "it compares images").phash(image.pixels).hash
-    return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
+    return np.packbits(bits.flatten()).tobytes()
 
 
 def near_sketch_of_image(image: SourceImage, settings: DuplicateSettings) -> Sketch:
     """Return the perceptual hash, and one code for each of `distance` + 1 pieces of it (reasons: perceptual_hash)."""
-    value = perceptual_hash(image)
-    pieces = settings.distance + 1
+    signature = perceptual_hash(image)
+    value, pieces = int.from_bytes(signature, "big"), settings.distance + 1
     bounds = [64 * piece // pieces for piece in range(pieces + 1)]
     codes = []
     for piece, (start, stop) in enumerate(itertools.pairwise(bounds)):
         bits = (value >> (64 - stop)) & ((1 << (stop - start)) - 1)
         codes.append(_code(b"p", bytes([piece]), bits.to_bytes(8, "big")))
-    return Sketch(value.to_bytes(8, "big"), codes)
+    return Sketch(signature, codes)
 
 
 def near_sketch_of_pair(pair: TextPair) -> Sketch:

@@ -20,7 +20,7 @@ class StepCosts:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._counter: Counter | None = None
-        self._found: dict[int, dict[str, dict[str, float]]] = {}
+        self._found: dict[tuple[str, int], dict[str, float]] = {}
 
     @staticmethod
     def are_known(config: RunConfig) -> bool:
@@ -37,18 +37,15 @@ class StepCosts:
 
     def _between(self, view: str, fill: float) -> dict[str, float]:
         place = max(1.0, fill * GRID)
-        below, above = (self._at(corner)[view] for corner in (math.floor(place), math.ceil(place)))
+        below, above = (self._at(view, corner) for corner in (math.floor(place), math.ceil(place)))
         share = place - math.floor(place)
         return {part: (1 - share) * below[part] + share * above[part] for part in below}
 
-    def _at(self, corner: int) -> dict[str, dict[str, float]]:
-        if corner not in self._found:
+    def _at(self, view: str, corner: int) -> dict[str, float]:
+        if (view, corner) not in self._found:
             self._counter = self._counter or Counter(self._config)
-            found = dict[str, dict[str, float]]()
-            for name, view in self._config.views.items():
-                sums = dict[str, float]()
-                for call in rows_of(name, view, self._counter, corner / GRID)[0]:
-                    sums[call.part] = sums.get(call.part, 0.0) + call.rows * call.cost.flops
-                found[name] = sums
-            self._found[corner] = found
-        return self._found[corner]
+            sums = dict[str, float]()
+            for call in rows_of(view, self._config.views[view], self._counter, corner / GRID)[0]:
+                sums[call.part] = sums.get(call.part, 0.0) + call.rows * call.cost.flops
+            self._found[view, corner] = sums
+        return self._found[view, corner]

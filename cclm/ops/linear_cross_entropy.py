@@ -44,7 +44,7 @@ class RowLosses(NamedTuple):
 
 
 Defer: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(total, residual (T, V), scaled (T, D)) → total, whose backward pass gives the weight residualᵀ · scaled · gradient."""
+"""(total, residual (T, V), scaled (T, D)) → total; backward gives the weight residualᵀ · scaled · gradient."""
 LinearCrossEntropy: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], RowLosses]
 """(hidden (T, D), weight (V, D), bias (V,), label (T,), factor (T,) or None) → losses."""
 

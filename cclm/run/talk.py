@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cclm.errors import Cause
 
@@ -31,6 +31,7 @@ SAY_S = 5.0
 """Whoever ends waits at most so long until what it said has gone out."""
 GOODBYE_LOOK_S = 0.05
 OVER = "over"
+Word = TypeVar("Word", bound="Told")
 
 
 class Board(Protocol):
@@ -47,15 +48,12 @@ class Board(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
-    """Why a job ends."""
+class Told:
+    """What a rank puts on the board."""
 
     rank: int
     host: str
     cause: Cause
-    reason: str
-    hangs: bool = False
-    """The job does not go on, as this rank found; which one is to blame is seen by what all say."""
 
     @property
     def text(self) -> str:
@@ -63,44 +61,38 @@ class Ending:
         return json.dumps(asdict(self))
 
     @classmethod
-    def of(cls, text: str) -> Ending:
+    def of(cls: type[Word], text: str) -> Word:
         """Read what stands on the board."""
         values = json.loads(text)
         return cls(**{**values, "cause": Cause(values["cause"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(Told):
+    """Why a job ends."""
+
+    reason: str
+    hangs: bool = False
+    """The job does not go on, as this rank found; which one is to blame is seen by what all say."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}: {self.cause.value.replace('_', ' ')}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stuck:
-    """Where a rank of a job stands that hangs."""
+class Stuck(Told):
+    """Where a rank of a job stands that hangs; its cause is HUNG, or WAITING for other ranks."""
 
-    rank: int
-    host: str
     section: str
     step: int
     seconds: float
     """In this section."""
-    cause: Cause
-    """HUNG, or WAITING for other ranks."""
     place: str
     """In words: function, file, line."""
     collective: str = ""
     """The last one that it began, where torch recorded them."""
     module: str = ""
     """The last one that it began in this step, where that is known."""
-
-    @property
-    def text(self) -> str:
-        """For the board."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, text: str) -> Stuck:
-        """Read what stands on the board."""
-        values = json.loads(text)
-        return cls(**{**values, "cause": Cause(values["cause"])})
 
     def __str__(self) -> str:
         last = f", {self.module}" if self.module else ""

@@ -17,7 +17,7 @@ from typing import Any
 from cclm.checkpoint.background import BackgroundSaver
 from cclm.checkpoint.collective import save_checkpoint
 from cclm.checkpoint.copies import Copier
-from cclm.config import CheckpointConfig
+from cclm.checkpoint.options import CheckpointConfig
 from cclm.data.batch import Batch
 from cclm.data.options import Schedule
 from cclm.distributed.agreement import Request

@@ -13,7 +13,7 @@ from launch.commands import run, submit
 from launch.commands.parsers import add_command, say
 from launch.local.ranks import STOP_SIGNALS
 from launch.plan import sweep
-from launch.plan.recipe import Recipe, check_recipe, program_of, read_recipe, write_recipe
+from launch.plan.recipe import Recipe, as_options, check_recipe, program_of, read_recipe, write_recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.sweep import Sweep, point_folder
 from launch.slurm.script import render, render_sweep
@@ -57,7 +57,7 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     content.pop(sweep.OURS, None)
     asked = Sweep(recipe=str(origin), base=content, points=sweep.make_points(options.vary, options.points))
     for point in asked.points:
-        check_recipe(origin, [*command, *sweep.as_options(point)], num_ranks)
+        check_recipe(origin, [*command, *as_options(point)], num_ranks)
     folder = (options.run_folder or Path("runs") / f"sweep-{origin.stem}").absolute()
     recipes = [(asked.content(number), origin) for number in range(len(asked.points))]
     if options.local:

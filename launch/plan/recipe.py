@@ -134,22 +134,23 @@ def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
     overrides = [f"--{key}={value}" for key, value in pairs if key != "recipe"]
     if not names:
         return None
-    behind = [word for name in names[1:] for word in _as_overrides(name, Path(command[start - 1]) / "recipes")]
+    # What stands in a recipe behind another one (`--recipe few_shot`) wins over that one, key by key.
+    others = (find_recipe(name, Path(command[start - 1]) / "recipes") for name in names[1:])
+    behind = [word for path in others for word in as_options(dotted(merge_recipe(path, ())))]
     return read_recipe(names[0], [*behind, *overrides], world_size)
 
 
-def _as_overrides(name: str, shipped: Path) -> list[str]:
-    """Return what stands in a recipe behind another one (`--recipe few_shot`), key by key: it wins over that one."""
-    path = find_recipe(name, shipped)
-    return list(_words_of(read_yaml(path, expected="a YAML mapping", do="Repair it."), ""))
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings: {"a": {"b": 1}} is {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, item in values.items():
+        flat |= dotted(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
 
 
-def _words_of(value: Any, key: str) -> Iterator[str]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _words_of(inner, f"{key}.{name}" if key else str(name))
-    elif key:
-        yield f"--{key}={json.dumps(value, ensure_ascii=False)}"
+def as_options(overrides: Mapping[str, Any]) -> list[str]:
+    """Return overrides, by dotted key, as words of a command line."""
+    return [f"--{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
 
 
 def folders_read(recipe: dict[str, Any], base: Path) -> tuple[str, ...]:

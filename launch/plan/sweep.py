@@ -20,7 +20,7 @@ from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
 from cclm.files.reading import read_json, read_yaml
 from cclm.run.status import DoneMarker
-from launch.plan.recipe import put_value
+from launch.plan.recipe import as_options, dotted, put_value
 
 SWEEP_NAME = "sweep.json"
 POINTS = "points"
@@ -50,11 +50,6 @@ class Sweep:
         """Return one line for each point."""
         width = len(str(len(self.points) - 1))
         return "\n".join(f"point {number:{width}}  {said(point)}" for number, point in enumerate(self.points))
-
-
-def as_options(overrides: Mapping[str, Any]) -> list[str]:
-    """Return overrides as words of a command line."""
-    return [f"--{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
 
 
 def said(overrides: Mapping[str, Any]) -> str:
@@ -106,14 +101,6 @@ def read_points(path: Path) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not content or not all(isinstance(item, dict) for item in content):
         raise ConfigError(where=str(path), expected="a list of mappings", got=type(content).__name__, do=do)
     return [dotted(item) for item in content]
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings: {"a": {"b": 1}} is {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, item in values.items():
-        flat |= dotted(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
-    return flat
 
 
 def point_folder(folder: Path, number: int) -> Path:

@@ -15,7 +15,8 @@ from cclm.errors import ConfigError
 from cclm.files.reading import read_json
 from cclm.files.text import table
 from cclm.run.progress import last_values
-from launch.plan.sweep import dotted, point_folder, read_sweep
+from launch.plan.recipe import dotted
+from launch.plan.sweep import point_folder, read_sweep
 from launch.watch.runs import is_run
 from launch.watch.status import UNKNOWN, look_at
 

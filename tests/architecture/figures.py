@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.architecture.rules import no_bare_except
-from tests.architecture.sources import CODE_FOLDERS, Source, read_sources
+from tests.architecture.sources import CODE_FOLDERS, Source, read_sources, statements
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 SHORT_FUNCTION_LINES = 40
@@ -22,9 +22,9 @@ LONG_FUNCTION_LINES = 60
 LONG_FILE_LINES = 400
 NO_BUDGET = 400
 BUDGETS = {
-    "cclm": 750,
+    "cclm": 720,
     "cclm/annotations": 2300,
-    "cclm/checkpoint": 920,
+    "cclm/checkpoint": 940,
     "cclm/cli": 720,
     "cclm/costs": 550,
     "cclm/data": 4150,
@@ -46,7 +46,7 @@ BUDGETS = {
     "cclm/shardfile": 1950,
     "cclm/track": 600,
     "cclm/train": 5050,
-    "cclm/views": 2950,
+    "cclm/views": 2880,
     "finetune": 1950,
     "launch": 5450,
     "pretrain": 380,
@@ -77,7 +77,7 @@ class Figure:
 
 def functions(source: Source) -> Iterator[Function]:
     """Every function and method of a file, inner ones too."""
-    return (node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in statements(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def is_annotated(function: Function) -> bool:

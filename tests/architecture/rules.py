@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.architecture.sources import Source, imported_names
+from tests.architecture.sources import Source, imported_names, statements
 
 Rule = Callable[[Source], Iterator[str]]
 
@@ -87,7 +87,7 @@ def no_print(source: Source) -> Iterator[str]:
 
 def no_bare_except(source: Source) -> Iterator[str]:
     """`except:` also swallows Ctrl-C, and every mistake in the block."""
-    for node in ast.walk(source.tree):
+    for node in statements(source.tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield f"{node.lineno}: except without a type"
 

@@ -43,9 +43,19 @@ def read_sources(*folders: str) -> tuple[Source, ...]:
     return tuple(Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths)
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the tree, its statements and its handlers of errors, inner ones too; far fewer than all of its nodes."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+            todo += getattr(node, part, ())
+
+
 def imported_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield (line, absolute dotted name) for each import; `from a import b` yields both "a" and "a.b"."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name

@@ -18,6 +18,7 @@ from cclm.engine.stored_weights import load_full_state
 from cclm.evaluate.results import ResultStore, derive
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, pinned
 from tests.left_to_long import left_to_long
+from tests.same_runs import values_of
 from tests.tiny_finetune import ENVIRONMENT, ROOT, SEEDS, command, pretrained_run, run, stand_in, under_launcher
 
 pytestmark = pytest.mark.slow
@@ -52,14 +53,6 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def values_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without what the clock decides."""
-    return [
-        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
-        for line in lines_of(folder / "log.jsonl")
-    ]
 
 
 def words(task: str, pretrained: Path, data: Path, folder: Path, **changes: Any) -> list[str]:

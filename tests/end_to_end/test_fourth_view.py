@@ -22,6 +22,7 @@ from cclm.views.table import make_views
 from cclm.views.view import open_dataset
 from tests.end_to_end.train_four_views import STEPS, config_of
 from tests.fourth_view import TABLE, spectrogram
+from tests.same_runs import values_of
 from tests.tiny_run import write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,14 +55,6 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def values_of(run: Path) -> list[dict[str, Any]]:
-    """The log without what the clock decides."""
-    return [
-        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
-        for line in lines_of(run / "log.jsonl")
-    ]
 
 
 def open_alone(corpus: Path, run: Path) -> StepDataset:

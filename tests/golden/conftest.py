@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.golden.sets import GoldenSet, golden_set, set_parameters
 
@@ -24,8 +23,5 @@ def golden(request: pytest.FixtureRequest) -> GoldenSet:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def as_on_a_rank(one_thread: None) -> None:
+    """On one thread."""

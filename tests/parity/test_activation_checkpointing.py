@@ -11,9 +11,10 @@ import pytest
 import torch
 import yaml
 
-from tests.parity.test_families import BEIT, MODELS, SWIN, joint, make_module, model, tower
+from tests.parity.test_families import BEIT, MODELS, SWIN, model, tower
 from tests.ranks.harness import Case, History, drive, make_deepspeed, on_ranks, train_plain
 from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import batch_of, module_on_one_thread
 
 pytestmark = pytest.mark.slow
 MODES = ("none", "elementwise", "selective", "full")
@@ -53,7 +54,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
 
 
 def case_of(path: str, **changes: Any) -> Case:
-    make = {"make_module": partial(make_module, path), "make_batch": partial(joint, path)}
+    make = {"make_module": partial(module_on_one_thread, path), "make_batch": partial(batch_of, path)}
     return Case(**{**make, "num_steps": 2, "keeps_gradients": True, **changes})
 
 

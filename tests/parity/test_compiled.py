@@ -18,10 +18,10 @@ from torch import nn
 from cclm.distributed.collectives import Collectives
 from cclm.ops.choice import ModelKernels, why_not_compile
 from tests.parity.test_activation_checkpointing import CONV, DROPOUT, NETWORKS, SHIPPED
-from tests.parity.test_families import joint, model
+from tests.parity.test_families import model
 from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.tiny_training import module_of, read
+from tests.tiny_training import batch_of, module_of, read
 
 pytestmark = pytest.mark.slow
 TOLERANCE = {"": 0.0, "aot_eager": 1e-6, "inductor": 1e-5}
@@ -51,7 +51,7 @@ def make_compiled(path: str, compiler: str, talk: Collectives) -> nn.Module:
 def case_of(path: str, compiler: str = "", **changes: Any) -> Case:
     case = Case(
         make_module=partial(make_compiled, path, compiler),
-        make_batch=partial(joint, path),
+        make_batch=partial(batch_of, path),
         num_steps=2,
         keeps_gradients=True,
     )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
-from cclm.data.batch import Batch
-from cclm.data.loader import StepDataset
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from tests.ranks.harness import (
@@ -26,7 +23,7 @@ from tests.ranks.harness import (
     train_plain,
 )
 from tests.tiny_run import LAYERS, recipe, write_corpus, write_recipe
-from tests.tiny_training import dataset_of, module_of, read
+from tests.tiny_training import batch_of, module_on_one_thread
 from tests.unit.model.hf_texts import CONFIGS as TEXT_CONFIGS
 from tests.unit.model.hf_towers import CONFIGS
 
@@ -75,31 +72,20 @@ MODELS = {
 }
 
 
-@cache
-def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    return dataset_of(read(path), rank, world_size)
-
-
-def make_module(path: str, talk: Collectives) -> nn.Module:
-    torch.set_num_threads(1)
-    return module_of(read(path), talk)
-
-
 def make_sharded(path: str, talk: Collectives) -> nn.Module:
     """As a run does it: no rank ever has the whole network."""
     from cclm.engine.deepspeed.construction import sharded_construction
 
     with sharded_construction(ds_config(case_of(path), 2), Topology.from_environment(device="cpu")):
-        return make_module(path, talk)
-
-
-def joint(path: str, step: int, rank: int, world_size: int) -> Batch:
-    return dataset(path, rank, world_size)[step]
+        return module_on_one_thread(path, talk)
 
 
 def case_of(path: str) -> Case:
     return Case(
-        make_module=partial(make_module, path), make_batch=partial(joint, path), num_steps=2, keeps_gradients=True
+        make_module=partial(module_on_one_thread, path),
+        make_batch=partial(batch_of, path),
+        num_steps=2,
+        keeps_gradients=True,
     )
 
 

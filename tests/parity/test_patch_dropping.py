@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.parity.test_families import BEIT, MODELS, joint, make_module, model
+from tests.parity.test_families import BEIT, MODELS, model
 from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
 from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import batch_of, module_on_one_thread
 
 pytestmark = pytest.mark.slow
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ def test_two_ranks_draw_what_one_process_does(tmp_path: Path) -> None:
             settings = recipe(corpus, tmp_path / "run", model=options)
             settings["activation_checkpointing"] = {"vision": "full" if name == "siglip" else "none"}
             path = str(write_recipe(tmp_path / f"{name}-{share}.yaml", settings))
-            make = {"make_module": partial(make_module, path), "make_batch": partial(joint, path)}
+            make = {"make_module": partial(module_on_one_thread, path), "make_batch": partial(batch_of, path)}
             found.append(Case(**make, num_steps=2, keeps_gradients=True))
     ranks = on_ranks(train_each, 2, cases, timeout_s=600.0)[0]
     for case, kept, history in zip(cases, whole, ranks, strict=True):

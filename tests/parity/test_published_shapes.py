@@ -3,7 +3,6 @@ engine, step by step with all their updates, and a resumed run against one that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +80,6 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         )
         for name in NAMES
     }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

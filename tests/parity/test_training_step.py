@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from cclm.data.batch import Batch
-from cclm.data.loader import StepDataset
-from cclm.distributed.collectives import Collectives
 from tests.ranks.harness import Case, gradient_errors, train_plain, train_ranks
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.tiny_training import dataset_of, module_of, read
+from tests.tiny_training import batch_of, dataset, module_on_one_thread
 
 pytestmark = pytest.mark.slow
 SHIPPED_FOR_CPU = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
@@ -33,8 +29,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def joint_case(path: str) -> Case:
     return Case(
-        make_module=partial(make_module, path),
-        make_batch=partial(joint, path),
+        make_module=partial(module_on_one_thread, path),
+        make_batch=partial(batch_of, path),
         num_steps=20,
         ds_options=SHIPPED_FOR_CPU,
     )
@@ -43,20 +39,6 @@ def joint_case(path: str) -> Case:
 @pytest.fixture(scope="module")
 def alternating_case(joint_case: Case, path: str) -> Case:
     return replace(joint_case, make_batch=partial(alternating, path), num_steps=5, keeps_gradients=True)
-
-
-@cache
-def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    return dataset_of(read(path), rank, world_size)
-
-
-def make_module(path: str, talk: Collectives) -> nn.Module:
-    torch.set_num_threads(1)
-    return module_of(read(path), talk)
-
-
-def joint(path: str, step: int, rank: int, world_size: int) -> Batch:
-    return dataset(path, rank, world_size)[step]
 
 
 def alternating(path: str, step: int, rank: int, world_size: int) -> Batch:
@@ -86,8 +68,8 @@ def test_uneven_shares_agree(joint_case: Case, tmp_path: Path) -> None:
     path = str(write_recipe(tmp_path / "recipe.yaml", settings))
     case = replace(
         joint_case,
-        make_module=partial(make_module, path),
-        make_batch=partial(joint, path),
+        make_module=partial(module_on_one_thread, path),
+        make_batch=partial(batch_of, path),
         num_steps=4,
         keeps_gradients=True,
     )

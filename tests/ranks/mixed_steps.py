@@ -23,9 +23,9 @@ from cclm.distributed.collectives import collectives
 from cclm.engine.protocol import Engine
 from cclm.train.updates import update
 from tests.ranks.harness import OPTIMIZER, Case, make_deepspeed, make_plain, on_ranks
-from tests.ranks.resuming import case_of, dataset
+from tests.ranks.resuming import case_of
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
-from tests.tiny_training import read
+from tests.tiny_training import dataset, read
 
 WAYS = ("plain", "one thing", "one token", "equal texts", "all of it")
 SCHEDULES: tuple[Schedule, ...] = ("joint", "alternate")

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from cclm.checkpoint.collective import save_checkpoint
-from cclm.data.batch import Batch
-from cclm.data.loader import StepDataset
 from cclm.distributed.collectives import Collectives
 from cclm.run.checkpoints import step_folder
 from tests.ranks.harness import Case, History, drive, make_deepspeed, on_ranks
-from tests.tiny_training import dataset_of, module_of, read
+from tests.tiny_training import batch_of, module_of, read
 
 STOP, END = 2, 4
 Found = Sequence[Mapping[str, History]]
 """Of each rank, by the name of the case."""
-
-
-@cache
-def dataset(path: str, rank: int, world_size: int) -> StepDataset:
-    return dataset_of(read(path), rank, world_size)
-
-
-def batch_of(path: str, step: int, rank: int, world_size: int) -> Batch:
-    return dataset(path, rank, world_size)[step]
 
 
 def make_module(path: str, talk: Collectives) -> nn.Module:

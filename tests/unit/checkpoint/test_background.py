@@ -40,9 +40,7 @@ from tests.unit.run.test_background import wait_until_gone
 CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -30,9 +30,7 @@ from tests.ranks.toy import make_toy, make_toy_with_dropout, mixed_batch
 CASE = Case(make_module=make_toy_with_dropout, make_batch=mixed_batch, num_steps=4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _snapshot(engine: PlainEngine[Batch]) -> list[torch.Tensor]:

@@ -27,6 +27,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", ["", "| head -n 0", ">&-", ">&- 2>&-", "> /dev/full"])
 def test_the_streams_change_nothing(run: Path, streams: str) -> None:
     shell = ["bash", "-c", f'set -o pipefail; "$@" {streams}', "bash"]

@@ -104,7 +104,7 @@ def test_broken_images_are_replaced_and_told(tmp_path: Path, views: Views) -> No
 
 def test_a_neighbourhood_of_broken_images_ends_the_run(tmp_path: Path, views: Views) -> None:
     dataset = open_dataset(broken_images(tmp_path, views, set(range(40))))
-    with pytest.raises(DataError, match="expected a usable sample among the neighbours") as caught:
+    with pytest.raises(DataError) as caught:
         dataset[0]
     assert caught.value.reason == "neighbourhood_broken"
 

@@ -82,5 +82,6 @@ def test_an_error_in_the_background_is_raised_where_the_batch_is_wanted() -> Non
 
     batches = in_background(source(), lambda batch: batch)
     assert next(batches).step == 0
-    with pytest.raises(DataError, match="d: expected a"):
+    with pytest.raises(DataError) as caught:
         next(batches)
+    assert (caught.value.reason, caught.value.where) == ("r", "d")

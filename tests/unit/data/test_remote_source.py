@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,16 +16,10 @@ from cclm.shardfile.fetch import FetchError
 from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch
 from tests.tiny_views import DATA, Views, change, only, open_dataset, sources
-from tests.unit.shardfile.servers import FolderServer
+from tests.unit.shardfile.servers import FolderServer, server
 
+__all__ = ["server"]
 pytest.importorskip("aiohttp")
-
-
-@pytest.fixture
-def server(images: Path) -> Iterator[FolderServer]:
-    server = FolderServer(images.parent)
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -92,8 +92,10 @@ def test_a_tar_that_cannot_be_opened_is_quarantined_and_the_others_are_read(
 def test_a_missing_tar_is_told_even_though_it_cannot_be_located(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     folder = write_images(tmp_path / "set", 8)
     (folder / "images-000000.tar").unlink()
-    with pytest.raises(DataError, match=r"images-000000\.tar: expected a usable sample .* 4 broken ones"):
+    with pytest.raises(DataError) as caught:
         open_images(folder, tokenizer).sample(0, 0)
+    assert caught.value.reason == "neighbourhood_broken" and caught.value.where.endswith("images-000000.tar")
+    assert "4 broken ones" in caught.value.got
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, number: int, times: int, name: str = "pread") -> list[int]:

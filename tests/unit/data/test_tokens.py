@@ -64,7 +64,7 @@ def test_normalisation_is_an_option() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "?!"])
 def test_an_empty_text_is_a_bad_sample(text: str) -> None:
-    with pytest.raises(DataError, match="at least one token") as caught:
+    with pytest.raises(DataError) as caught:
         TextTokenizer(make_tokenizer(), "cclm").encode([text], 8)
     assert caught.value.reason == "text_empty"
 

@@ -15,9 +15,7 @@ from tests.ranks.toy import joint_batch, make_toy, mixed_batch
 CASE = Case(make_module=make_toy, make_batch=joint_batch, num_steps=1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _gradients(engine: PlainEngine, step: int) -> dict[str, torch.Tensor]:

@@ -48,10 +48,12 @@ def another_run(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 def test_a_second_run_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     with (
         another_run(tmp_path) as (process, _),
-        pytest.raises(CclmError, match=rf"one that process {process.pid} on {socket.gethostname()} is using"),
+        pytest.raises(CclmError) as caught,
         run_lock(tmp_path),
     ):
         pass
+    assert caught.value.cause is Cause.FOLDER_LOCKED
+    assert f"process {process.pid} on {socket.gethostname()}" in caught.value.got
 
 
 def test_a_killed_run_leaves_no_lock_even_while_its_worker_lives(tmp_path: Path) -> None:
@@ -66,8 +68,9 @@ def test_a_killed_run_leaves_no_lock_even_while_its_worker_lives(tmp_path: Path)
 def test_the_lock_ends_with_its_block_and_the_folder_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "run"
     for _ in range(2):
-        with run_lock(folder), pytest.raises(CclmError, match="choose another run folder"), run_lock(folder):
+        with run_lock(folder), pytest.raises(CclmError) as caught, run_lock(folder):
             pass
+        assert caught.value.cause is Cause.FOLDER_LOCKED
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -96,6 +96,7 @@ def test_the_command_tells_and_writes_it(corpus: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_as_large_as_it_says(corpus: Path, tmp_path: Path) -> None:
     path = written(corpus, tmp_path, engine="plain")
     content = yaml.safe_load(path.read_text())

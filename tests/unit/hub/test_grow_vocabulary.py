@@ -30,6 +30,7 @@ NEW = [
 """In letters that the tokenizer half knows, and in a script that it lacks."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_old_texts_stay_and_new_ones_get_shorter(tmp_path: Path, kind: str) -> None:
     before = folder_of(KINDS[kind], tmp_path / "before", rows_more=3)

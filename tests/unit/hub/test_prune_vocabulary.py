@@ -58,6 +58,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_pruned_model_computes_the_same(tmp_path: Path, kind: str) -> None:
     before = folder_of(KINDS[kind], tmp_path / "before", rows_more=3)

@@ -169,6 +169,7 @@ def test_boxes_lie_in_the_image_or_are_refused(models: dict[str, CCLMModel], kin
     assert (model.locate(pictures(5).flip(0), ids_BL, mask_BL) - boxes_B4).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_saved_folder_loads_in_any_dtype(models: dict[str, CCLMModel], kind: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     models[kind].save_pretrained(tmp_path)

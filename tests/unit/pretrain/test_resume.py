@@ -16,6 +16,7 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import newest_complete, step_folder
 from cclm.train.folder import KERNELS_FILE
 from pretrain.__main__ import main
+from tests.same_runs import values_of
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 
 STEPS = 8
@@ -26,12 +27,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings(corpus: Path, run: Path, schedule: str) -> list[str]:
@@ -44,15 +40,6 @@ def settings(corpus: Path, run: Path, schedule: str) -> list[str]:
         "track": {"every_steps": 1, "tensorboard": False},
     }
     return ["--recipe", str(write_recipe(run.parent / f"{run.name}.yaml", content))]
-
-
-def values_of(run: Path) -> list[dict[str, Any]]:
-    """The log without what the clock decides."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [
-        {"step": line["step"], **{k: v for k, v in line["values"].items() if not k.startswith("speed/")}}
-        for line in lines
-    ]
 
 
 @pytest.mark.slow
@@ -98,6 +85,7 @@ def test_micro_batches_hold_the_same_samples(corpus: Path, tmp_path: Path, sched
     }
 
 
+@pytest.mark.slow
 def test_an_alternating_log_holds_the_views_of_its_steps(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(settings(corpus, run, "alternate")) == 0

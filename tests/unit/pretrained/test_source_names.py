@@ -286,6 +286,7 @@ def masked_lm(config: transformers.PreTrainedConfig) -> nn.Module:
     return head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(hf_texts.CONFIGS))
 @pytest.mark.parametrize("make", [transformers.AutoModel.from_config, masked_lm])
 def test_every_text_tower_from_its_folder(tmp_path: Path, name: str, make: Any) -> None:

@@ -67,6 +67,7 @@ def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Si
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "end"),
     [
@@ -86,6 +87,7 @@ def test_a_second_request_kills(words: tuple[str, ...], end: int) -> None:
     assert ("second request" in done.stderr) == (end != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ignored", "number", "heard"),
     [("HUP", "HUP", ""), ("INT", "INT", ""), ("HUP", "TERM", "SIGTERM"), ("USR1", "USR1", "SIGUSR1")],
@@ -94,6 +96,7 @@ def test_what_the_parent_ignores_stays_ignored_but_a_launchers_signal(ignored: s
     assert run(TRAINS, number, ignored=ignored).stdout == f"{heard}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal.Signals) -> None:
     process = subprocess.Popen(
@@ -112,6 +115,7 @@ def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal
     assert "nothing to save" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_disk_that_does_not_answer_keeps_nobody() -> None:
     program = f"{STARTED}    signals.LEAVE_S = 0.2\n    request.on_leave = lambda reason: time.sleep(60)\n"
     began = time.monotonic()
@@ -144,6 +148,7 @@ def test_a_wait_is_interrupted_by_the_file_too(tmp_path: Path, monkeypatch: pyte
         assert request.reason(None) == "a person asked"
 
 
+@pytest.mark.slow
 def test_a_hanging_process_says_where_it_stands() -> None:
     program = STARTED + "    def stand_here():\n        os.kill(os.getpid(), signal.SIGUSR2)\n    stand_here()\n"
     done = run(program)
@@ -151,6 +156,7 @@ def test_a_hanging_process_says_where_it_stands() -> None:
     assert "in stand_here" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_noted_when_there_was_nothing_to_save(tmp_path: Path) -> None:
     program = f"{STARTED}    from functools import partial\n    from pathlib import Path\n"
     program += "    from cclm.run.stop import note_left\n    request.on_leave = partial(note_left, Path(sys.argv[1]))\n"

@@ -11,6 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 class FolderServer:
     """Serves a folder; `faults[name]` is a list of what to do with the next requests of a file.
@@ -33,6 +35,14 @@ class FolderServer:
         self.release.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+@pytest.fixture
+def server(images: Path) -> Iterator[FolderServer]:
+    """Of the folder with the images' set."""
+    server = FolderServer(images.parent)
+    yield server
+    server.close()
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -142,10 +142,10 @@ def test_broken_json_is_refused_with_its_reason(document: Any, reason: str) -> N
 
 def test_a_missing_or_empty_image_is_named() -> None:
     document = document_with()
-    with pytest.raises(DataError, match="expected an image member") as caught:
+    with pytest.raises(DataError) as caught:
         codec.decode_image_text("k", "", b"", document)
     assert caught.value.reason == "image_missing"
-    with pytest.raises(DataError, match="got 0 bytes") as caught:
+    with pytest.raises(DataError) as caught:
         codec.decode_image_text("k", "png", b"", document)
     assert caught.value.reason == "image_empty"
 

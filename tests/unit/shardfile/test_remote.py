@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,21 +19,15 @@ from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import RemoteShardSet, local_path, manifest_bytes, open_set
 from tests.unit.data.data_sets import write_images, write_pairs
-from tests.unit.shardfile.servers import FolderServer, s3_server
+from tests.unit.shardfile.servers import FolderServer, s3_server, server
 
+__all__ = ["server"]
 pytest.importorskip("aiohttp")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("sets") / "images", 24, per_shard=8)
-
-
-@pytest.fixture
-def server(images: Path) -> Iterator[FolderServer]:
-    server = FolderServer(images.parent)
-    yield server
-    server.close()
 
 
 @pytest.fixture(autouse=True)

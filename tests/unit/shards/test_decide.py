@@ -22,8 +22,9 @@ from shards.decide import sampling_rates
 from shards.parts import LazyRecord
 from shards.plan import SetPlan, plan_set
 from shards.recipe import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings, SetRecipe
+from tests.image_files import encoded
 from tests.unit.shards.tiny_corpora import PNG_END, PNG_START, bytes_below, one_part, unlike_plan
-from tests.unit.shards.tiny_pictures import drawing, encoded
+from tests.unit.shards.tiny_pictures import drawing
 
 quick = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -133,7 +134,7 @@ def test_no_two_like_pictures_stay_and_none_goes_without_one(
         for bit in flipped:
             value ^= 1 << bit
         values.append(value)
-    monkeypatch.setattr("shards.sketch.perceptual_hash", lambda picture: int.from_bytes(picture.data[8:16], "big"))
+    monkeypatch.setattr("shards.sketch.perceptual_hash", lambda picture: picture.data[8:16])
     out, plan = tmp_path_factory.mktemp("set"), hashed_plan(values, distance)
     manifest = build_sets([plan], out)["set"]
     refused = {line["key"]: line["message"] for line in lines_of(out)}

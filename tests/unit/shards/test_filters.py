@@ -26,7 +26,8 @@ from shards.filters import (
 )
 from shards.recipe import FilterSettings
 from shards.source_image import SourceImage
-from tests.unit.shards.tiny_pictures import drawing, encoded
+from tests.image_files import encoded
+from tests.unit.shards.tiny_pictures import drawing
 
 
 def pair(text_a: str = "a dog on a sofa", text_b: str = "ein Hund auf einem Sofa", score: float | None = None) -> Any:

@@ -23,8 +23,9 @@ from shards.parts import LazyRecord
 from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from shards.stats import class_name, class_of, measure_set, spread, statistics
+from tests.image_files import encoded
 from tests.unit.shards.tiny_corpora import one_part, text_plan
-from tests.unit.shards.tiny_pictures import drawing, encoded
+from tests.unit.shards.tiny_pictures import drawing
 
 
 def record(number: int) -> ImageTextRecord:

@@ -19,7 +19,8 @@ from shards.sketch import (
     similar,
 )
 from shards.source_image import SourceImage
-from tests.unit.shards.tiny_pictures import drawing, encoded
+from tests.image_files import encoded
+from tests.unit.shards.tiny_pictures import drawing
 
 SETTINGS = DuplicateSettings(near=True)
 SENTENCE = "a man in an orange hat is looking at something that nobody else in the picture can see"
@@ -91,7 +92,7 @@ def test_hashes_within_the_distance_always_share_a_code(
 @pytest.fixture
 def monkeypatch_hash(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pictures that are their own hashes."""
-    monkeypatch.setattr("shards.sketch.perceptual_hash", lambda value: value)
+    monkeypatch.setattr("shards.sketch.perceptual_hash", lambda value: value.to_bytes(8, "big"))
     return lambda value: value
 
 

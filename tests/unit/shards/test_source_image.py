@@ -11,7 +11,8 @@ from PIL import Image
 from cclm.errors import DataError
 from shards.recipe import ImageSettings
 from shards.source_image import SourceImage, written_anew
-from tests.unit.shards.tiny_pictures import drawing, encoded
+from tests.image_files import encoded
+from tests.unit.shards.tiny_pictures import drawing
 
 
 @pytest.mark.parametrize(

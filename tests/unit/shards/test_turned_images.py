@@ -109,7 +109,8 @@ def test_sizes_hashes_and_new_files_are_those_of_the_upright_image(orientation: 
     turned = SourceImage(turned_file(orientation, upright=image))
     assert turned.size == image_size(turned.data, "") == (90, 60)
     plain = SourceImage(encoded(image, "JPEG", quality=95, subsampling=0))
-    assert bin(perceptual_hash(turned) ^ perceptual_hash(plain)).count("1") <= 2
+    one, other = (int.from_bytes(perceptual_hash(each), "big") for each in (turned, plain))
+    assert bin(one ^ other).count("1") <= 2
     data, _, factor = written_anew(turned, "jpg", ImageSettings(short_side=30))
     assert (decode_image(data).size, factor, stored_orientation(data)) == ((45, 30), 0.5, 1)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -149,3 +150,8 @@ def write_picture_folder(folder: Path) -> Path:
 
 def bytes_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def count_and_make(made: Any, lazy: Any) -> Any:
+    made.append(lazy.key)
+    return lazy.make()

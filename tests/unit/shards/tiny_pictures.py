@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
@@ -12,10 +10,3 @@ def drawing(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
     """Return a smooth picture that depends on the seed alone."""
     grid = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(picture: Image.Image, name: str = "PNG", **options: object) -> bytes:
-    """Return the file of a picture."""
-    out = io.BytesIO()
-    picture.save(out, name, **options)
-    return out.getvalue()

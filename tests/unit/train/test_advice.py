@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cclm.config import HealthConfig, RunConfig, validate_ranks
 from cclm.data.batch import Batch
 from cclm.engine.plain import PlainEngine
 from cclm.errors import Cause, CclmError, CheckpointError, ConfigError, DataError
 from cclm.run.checkpoints import complete_checkpoints
-from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker
 from cclm.shardfile.verify import find_faults
-from cclm.train.build import open_run
-from cclm.train.loop import train
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 pytestmark = pytest.mark.slow
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -53,9 +40,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def run(config: RunConfig) -> None:
     """Train to the end."""
-    with open_run(config, StopRequest()) as opened:
-        assert opened is not None
-        assert train(opened)
+    assert run_to_the_end(config)
     assert DoneMarker(Path(config.run_folder)).read() is not None
 
 

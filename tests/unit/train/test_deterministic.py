@@ -14,12 +14,9 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
 from cclm.engine.stored_weights import load_full_state
 from cclm.run.checkpoints import step_folder
-from cclm.run.signals import StopRequest
-from cclm.train.build import open_run
 from cclm.train.deterministic import WORKSPACE, deterministic
-from cclm.train.loop import train
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 
 def test_an_operation_without_a_deterministic_kernel_ends_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +31,7 @@ def test_an_operation_without_a_deterministic_kernel_ends_by_its_name(monkeypatc
         assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_numbers_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKSPACE, ":16:8")
     corpus, forward, modes = write_corpus(tmp_path), PlainEngine.forward, set[bool]()
@@ -47,8 +45,7 @@ def test_a_run_has_the_same_numbers_with_it(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(PlainEngine, "forward", noted)
     for name, mode in (("off", False), ("on", True)):
         modes.clear()
-        with open_run(replace(config, run_folder=str(tmp_path / name), deterministic=mode), StopRequest()) as run:
-            assert run is not None and train(run)
+        assert run_to_the_end(replace(config, run_folder=str(tmp_path / name), deterministic=mode))
         assert modes == {mode} and not torch.are_deterministic_algorithms_enabled()
     assert os.environ[WORKSPACE] == ":16:8", "what is set already stays"
     off, on = (load_full_state(step_folder(tmp_path / name, 2)) for name in ("off", "on"))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cclm.config import CheckpointConfig, RunConfig
+from cclm.checkpoint.options import CheckpointConfig
+from cclm.config import RunConfig
 from cclm.data.options import SourceConfig, TeacherConfig
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.hints import known_keys

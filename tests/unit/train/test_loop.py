@@ -14,7 +14,8 @@ import torch
 
 from cclm.checkpoint import background
 from cclm.checkpoint.background import BackgroundSaver
-from cclm.config import CheckpointConfig, RunConfig
+from cclm.checkpoint.options import CheckpointConfig
+from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.counts import Quarantine
 from cclm.engine.plain import PlainEngine
@@ -31,7 +32,7 @@ from cclm.train.loop import Run, train
 from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.updates import OnTheWay
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 STEPS = 4
 
@@ -39,14 +40,6 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"), broken={5, 6, 7})
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -60,12 +53,6 @@ def config(corpus: Path, tmp_path: Path) -> RunConfig:
     )
     settings["data"]["bad_sample_limit"] = 0.5
     return as_config(settings)
-
-
-def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest()) as run:
-        assert run is not None
-        return train(run)
 
 
 def ledger_of(config: RunConfig) -> list[dict[str, Any]]:
@@ -159,6 +146,7 @@ def test_a_checkpoint_at_once_is_had_by_touching_a_file(config: RunConfig, tmp_p
     assert all(torch.equal(saved[name], undisturbed[name]) for name in undisturbed)
 
 
+@pytest.mark.slow
 def test_a_request_during_a_save_is_another_one(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, begin = Path(config.run_folder) / "save_now", BackgroundSaver.begin
     begun = list[int]()
@@ -199,6 +187,7 @@ class Quick(Writer):
         return True
 
 
+@pytest.mark.slow
 def test_both_ways_of_writing_make_the_same_run_and_say_how_long_it_waited(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +224,7 @@ class Busy(Writer):
             self.is_waited_for = False
 
 
+@pytest.mark.slow
 def test_a_stop_and_an_error_wait_for_what_is_being_written(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "Writer", Busy)
     with open_run(with_checkpoints(config, every_steps=1), StopRequest()) as run:
@@ -356,6 +346,7 @@ def test_gradient_norms_are_looked_at_when_the_next_step_is_on_its_way(
     assert seen == ["update 0", "update 1", "read", "update 2", "read", "update 3", "read", "read"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_steps", [1, 100])
 def test_a_run_without_a_way_back_ends_at_the_step_that_uses_up_the_budget(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, every_steps: int
@@ -385,6 +376,7 @@ def test_too_many_bad_samples_end_the_run(config: RunConfig) -> None:
     assert "image_broken in" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_order_of_views_in_a_configuration_moves_no_sample(config: RunConfig, tmp_path: Path) -> None:
     views = {name: config.views[name] for name in reversed(list(config.views))}
     turned = replace(config, run_folder=str(tmp_path / "turned"), views=views)
@@ -441,6 +433,7 @@ class Measured(Evaluation):
         return step == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_evaluation_between_two_lines_can_be_gone_on_from(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,6 +466,7 @@ def line_of(config: RunConfig, step: int) -> dict[str, Any]:
     return {name: value for name, value in found["values"].items() if not name.startswith("speed/")}
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_bad_steps_goes_on_from_the_checkpoint_before(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

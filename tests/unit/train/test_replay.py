@@ -11,25 +11,14 @@ import torch
 from cclm.config import RunConfig
 from cclm.engine.plain import PlainEngine
 from cclm.run.causes import EXIT_CODES, Cause
-from cclm.run.signals import StopRequest
-from cclm.train.build import open_run
-from cclm.train.loop import train
 from cclm.train.replay import DIFFERENT, EQUAL, history_of
 from pretrain.__main__ import main
 from tests.fault import bad_at
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 STEPS = 10
 FORWARD = PlainEngine.forward
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +44,7 @@ def config(corpus: Path) -> Iterator[RunConfig]:
     config = as_config(settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlainEngine, "forward", bad_at(FORWARD, lambda step: step in (5, 6, 8)))
-        with open_run(config, StopRequest()) as run:
-            assert run is not None and train(run)
+        assert run_to_the_end(config)
     torch.set_num_threads(before)
     yield config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,6 @@ from cclm.train.retrieval_evaluation import RetrievalEvaluation
 from cclm.train.shared_evaluation import SharedEvaluation
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import evaluation_with, settings_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def measured(measures: RetrievalEvaluation, **options: Any) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cclm.config import RunConfig
 from cclm.evaluate.benchmark_table import Choice, build_table
@@ -20,20 +18,12 @@ from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.train.build import open_run
 from cclm.train.evaluation import evaluation_of
-from cclm.train.loop import train
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
 from cclm.train.retriever import Retriever
+from tests import tiny_training
 from tests.tiny_finetune import stand_in
 from tests.tiny_retrieval import METRIC, settings_of
 from tests.tiny_training import as_config
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(settings: dict[str, Any], run_folder: Path, **finetune: Any) -> RunConfig:
@@ -42,9 +32,7 @@ def config_of(settings: dict[str, Any], run_folder: Path, **finetune: Any) -> Ru
 
 
 def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest(), make_evaluation=partial(evaluation_of, METRIC)) as run:
-        assert run is not None
-        return train(run)
+    return tiny_training.run_to_the_end(config, make_evaluation=partial(evaluation_of, METRIC))
 
 
 def results_of(folder: Path) -> list[Any]:

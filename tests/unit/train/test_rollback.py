@@ -33,13 +33,11 @@ from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.health import Health
-from cclm.train.loop import train
 from cclm.train.rollback import LeftOut, plan_rollback
 from tests.fault import bad_at
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 10
 ERROR = CclmError(expected="health", got="none", do="Rest.", cause=Cause.DIVERGED)
 
@@ -64,9 +62,7 @@ def config(corpus: Path, tmp_path: Path) -> RunConfig:
 
 
 def run(config: RunConfig) -> None:
-    with open_run(config, StopRequest()) as opened:
-        assert opened is not None
-        assert train(opened)
+    assert run_to_the_end(config)
 
 
 def lines_of(config: RunConfig, name: str) -> list[dict[str, Any]]:
@@ -154,6 +150,7 @@ def test_a_spike_is_skipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch) 
     assert not any(line["step"] < 3 + 2 - 1 for line in found)
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -174,7 +171,6 @@ def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     assert json.loads((folder / "done.json").read_text())["step"] == STEPS
 
     monkeypatch.undo()  # nothing is bad any more: what the run does now follows from its notes alone
-    torch.set_num_threads(1)
     whole = state_at(config, STEPS)
     assert len(remove_newer(folder, 2)) == 4
     (folder / "done.json").unlink()
@@ -184,6 +180,7 @@ def test_too_many_bad_steps_roll_back_and_go_on_without_their_batches(
     assert lines_of(config, "ledger.jsonl") == ledger
 
 
+@pytest.mark.slow
 def test_after_enough_rollbacks_the_run_ends(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, lambda step: step in (4, 5, 8, 9))
     with pytest.raises(CclmError) as caught:
@@ -192,11 +189,11 @@ def test_after_enough_rollbacks_the_run_ends(config: RunConfig, monkeypatch: pyt
     assert [one.to for one in read_rollbacks(Path(config.run_folder))] == [2]
     assert read_marker(complete_checkpoints(Path(config.run_folder))[-1]).step == 8
     monkeypatch.undo()
-    torch.set_num_threads(1)
     run(config)  # the same command goes on
     assert lines_of(config, "ledger.jsonl")[3]["sums"] == {}
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_there_is_no_way_back(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(monkeypatch, lambda step: step < 2)
     with pytest.raises(CclmError) as caught:
@@ -204,7 +201,6 @@ def test_without_a_checkpoint_there_is_no_way_back(config: RunConfig, monkeypatc
     assert caught.value.cause is Cause.DIVERGED and not lines_of(config, "rollbacks.jsonl")
     assert lines_of(config, "bad_steps.jsonl")
     monkeypatch.undo()
-    torch.set_num_threads(1)
     run(config)
     assert not lines_of(config, "bad_steps.jsonl"), "it began anew"
 
@@ -248,6 +244,7 @@ def test_steps_that_are_left_out() -> None:
     assert str(left_out) == "3 to 6, 18 to 19" and left_out and not LeftOut()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "left"), [((), [4, 6]), ((5,), [2, 4, 6])])
 def test_of_the_newest_only_healthy_ones_count(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], left: list[int]

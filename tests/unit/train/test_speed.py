@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 
-from cclm.costs.recipe import Counter, updates_of
+from cclm.costs import step
+from cclm.costs.recipe import updates_of
 from cclm.costs.step import StepCosts
 from cclm.run.bottleneck import SECTIONS, SHARE
-from cclm.run.signals import StopRequest
 from cclm.track.metrics import read_metrics
-from cclm.train.build import open_run
-from cclm.train.loop import train
 from tests.tiny_config import run_config
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 
 
 def lines_of(folder: Path, **track: Any) -> list[dict[str, float]]:
@@ -32,12 +30,11 @@ def lines_of(folder: Path, **track: Any) -> list[dict[str, float]]:
         track={"every_steps": 4, "tensorboard": False, **track},
         checkpoint={"every_steps": 6, "background": False},
     )
-    with open_run(as_config(settings), StopRequest()) as run:
-        assert run is not None
-        assert train(run)
+    assert run_to_the_end(as_config(settings))
     return [values for _, values in read_metrics(folder / "run")]
 
 
+@pytest.mark.slow
 def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> None:
     lines = lines_of(tmp_path, csv=True, profile_steps=2)
     for line in lines:
@@ -62,7 +59,7 @@ def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> No
 
 def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> None:
     config = run_config()
-    costs, counter = StepCosts(config), Counter(config)
+    costs, counter = StepCosts(config), step.Counter(config)
 
     def counted(fill: float) -> float:
         updates = updates_of(config, counter, dict.fromkeys(config.views, fill))

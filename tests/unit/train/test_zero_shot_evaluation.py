@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from cclm.config import RunConfig
 from cclm.errors import ConfigError
 from cclm.run.checkpoints import Pins, complete_checkpoints, pinned, read_pins, step_folder
 from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop
 from cclm.track.metrics import read_metrics
 from cclm.train.build import open_run
-from cclm.train.loop import train
 from cclm.train.retriever import Retriever
 from tests.tiny_retrieval import write_uneven_set
 from tests.tiny_run import recipe, write_corpus
-from tests.tiny_training import as_config
+from tests.tiny_training import as_config, run_to_the_end
 from tests.zero_shot import evaluated
 
 STEPS = 6
@@ -34,14 +30,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_corpus(tmp_path_factory.mktemp("corpus"))
     write_uneven_set(folder / "uneven")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings_of(corpus: Path, run: Path, **evaluation: Any) -> dict[str, Any]:
@@ -57,12 +45,6 @@ def settings_of(corpus: Path, run: Path, **evaluation: Any) -> dict[str, Any]:
     )
     settings["model"]["text"]["dropout"] = 0.1
     return settings
-
-
-def run_to_the_end(config: RunConfig) -> bool:
-    with open_run(config, StopRequest()) as run:
-        assert run is not None
-        return train(run)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

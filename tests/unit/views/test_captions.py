@@ -54,7 +54,7 @@ def test_a_requested_language_comes_first_and_others_by_weight() -> None:
 
 
 def test_a_record_without_the_wanted_language_is_bad() -> None:
-    with pytest.raises(DataError, match="a caption in zh, ja, got captions in de, en, fr") as caught:
+    with pytest.raises(DataError) as caught:
         choose_caption(CAPTIONS, replace(EVERY, languages=("zh", "ja")), 0.0, 0.0)
     assert caught.value.reason == "caption_missing"
     with pytest.raises(DataError) as caught:
@@ -66,7 +66,7 @@ def test_the_second_caption_is_of_another_language_if_there_is_one() -> None:
     assert other_captions(CAPTIONS, "en", 1, EVERY) == {"de": ["ad"], "fr": ["ae", "af"]}
     assert other_captions(CAPTIONS, "en", 1, replace(EVERY, languages=("en", "fr"))) == {"fr": ["ae", "af"]}
     assert other_captions(CAPTIONS, "en", 1, replace(EVERY, languages=("en", "zh"))) == {"en": ["aa", "ac"]}
-    with pytest.raises(DataError, match="expected two captions") as caught:
+    with pytest.raises(DataError) as caught:
         other_captions(CAPTIONS, "de", 0, replace(EVERY, languages=("de",)))
     assert caught.value.reason == "caption_single"
 

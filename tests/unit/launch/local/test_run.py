@@ -51,6 +51,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_what_runs_is_what_was_planned(plan_python: PlanMaker, tmp_path: Path) -> None:
     plan = plan_python(
         "import json\n"
@@ -70,6 +71,7 @@ def test_what_runs_is_what_was_planned(plan_python: PlanMaker, tmp_path: Path) -
     assert (tmp_path / "run/logs/plan.json").read_text() == plan.to_json() + "\n"
 
 
+@pytest.mark.slow
 def test_rank_0_speaks_to_the_terminal_the_others_to_their_logs(
     plan_python: PlanMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_rank_0_speaks_to_the_terminal_the_others_to_their_logs(
     assert log[1:] == ["out 1", "err 1"]
 
 
+@pytest.mark.slow
 def test_a_second_start_appends_to_the_logs(plan_python: PlanMaker, tmp_path: Path) -> None:
     plan = plan_python("print('hello')\n")
     run(plan)
@@ -88,6 +91,7 @@ def test_a_second_start_appends_to_the_logs(plan_python: PlanMaker, tmp_path: Pa
     assert (tmp_path / "run/logs/rank_1.log").read_text().count("hello") == 2
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_the_others_and_is_named(plan_python: PlanMaker) -> None:
     began = time.monotonic()
     job, said = run(plan_python("if rank == 1:\n    print('the reason')\n    sys.exit(3)\n" + SLEEP, num_ranks=3))
@@ -101,18 +105,21 @@ def test_a_failing_rank_ends_the_others_and_is_named(plan_python: PlanMaker) -> 
     assert said[-1] == "  | the reason"
 
 
+@pytest.mark.slow
 def test_a_failing_rank_0_points_to_the_terminal(plan_python: PlanMaker) -> None:
     job, said = run(plan_python("if rank == 0: sys.exit(4)\n" + SLEEP))
     assert job.code == 4
     assert said[1] == "its output is above."
 
 
+@pytest.mark.slow
 def test_a_killed_rank_gives_the_shells_code(plan_python: PlanMaker) -> None:
     job, said = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n" + SLEEP))
     assert job.code == 128 + signal.SIGKILL
     assert said[0].endswith(": killed by signal 9.")
 
 
+@pytest.mark.slow
 def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
     plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +132,7 @@ def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
     assert job.code == 128 + signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_rank_that_ignores_term_is_killed_with_its_children(plan_python: PlanMaker, tmp_path: Path) -> None:
     stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CHILD + "(folder / 'ready').touch()\n" + SLEEP
     wait = "while not (folder / 'ready').exists(): time.sleep(0.01)\nsys.exit(5)\n"
@@ -136,6 +144,7 @@ def test_a_rank_that_ignores_term_is_killed_with_its_children(plan_python: PlanM
     assert wait_for(lambda: not is_running(int((tmp_path / "child_1").read_text())))
 
 
+@pytest.mark.slow
 def test_a_good_end_leaves_no_child_behind(plan_python: PlanMaker, tmp_path: Path) -> None:
     job, _ = run(plan_python(CHILD))
     assert job.code == 0
@@ -143,6 +152,7 @@ def test_a_good_end_leaves_no_child_behind(plan_python: PlanMaker, tmp_path: Pat
         assert wait_for(lambda: not is_running(int((tmp_path / f"child_{rank}").read_text())))  # noqa: B023
 
 
+@pytest.mark.slow
 def test_ranks_that_end_early_and_well_do_not_end_the_job(plan_python: PlanMaker, tmp_path: Path) -> None:
     job, _ = run(plan_python("if rank == 1:\n    time.sleep(0.3)\n    (folder / 'late').touch()\n"))
     assert job.code == 0
@@ -150,6 +160,7 @@ def test_ranks_that_end_early_and_well_do_not_end_the_job(plan_python: PlanMaker
     assert [end.rank for end in job.exits] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_exist(plan_python: PlanMaker, capfd: pytest.CaptureFixture[str]) -> None:
     plan = plan_python("", num_ranks=1)
     missing = replace(plan, ranks=(replace(plan.ranks[0], command=("no-such-program",)),))
@@ -158,12 +169,14 @@ def test_a_command_that_does_not_exist(plan_python: PlanMaker, capfd: pytest.Cap
     assert "cannot start no-such-program: No such file or directory" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_signals_of_the_caller_are_as_before(plan_python: PlanMaker) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     run(plan_python("", num_ranks=1))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+@pytest.mark.slow
 def test_ranks_that_saved_and_stopped_have_not_failed(plan_python: PlanMaker, tmp_path: Path) -> None:
     """As after `launch stop`: they end one after the other, and nobody is told to hurry."""
     plan = plan_python("time.sleep(0.2 * rank)\nsys.exit(75)\n")
@@ -182,6 +195,7 @@ sys.exit(75)
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_stops_alone_takes_the_others_with_it(
     plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,12 +207,14 @@ def test_a_rank_that_stops_alone_takes_the_others_with_it(
     assert job.code == 75
 
 
+@pytest.mark.slow
 def test_where_a_run_stopped_is_said(plan_python: PlanMaker) -> None:
     job, said = run(plan_python(SAVE.format(root=str(ROOT))))
     assert job.code == 75
     assert said == ["stopped, and saved at step 12 (a person asked): the same command goes on from there."]
 
 
+@pytest.mark.slow
 def test_notes_of_an_earlier_start_are_gone_when_the_ranks_begin(plan_python: PlanMaker, tmp_path: Path) -> None:
     plan = plan_python("(folder / f'found_{rank}').write_text(' '.join(os.listdir(folder / 'run')))\n")
     note_stopped(plan.run_folder, 12, "SIGTERM")
@@ -219,6 +235,7 @@ sys.exit(74)
 """
 
 
+@pytest.mark.slow
 def test_of_two_ranks_the_one_to_blame_is_named_whoever_ended_first(plan_python: PlanMaker) -> None:
     """Rank 0 notices a lost connection before rank 1 is quite gone."""
     job, _ = run(plan_python(BLAME))
@@ -227,6 +244,7 @@ def test_of_two_ranks_the_one_to_blame_is_named_whoever_ended_first(plan_python:
     assert job.failure is not None and job.failure.cause is Cause.USER_ERROR
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_before_anything_is_cleared(plan_python: PlanMaker) -> None:
     plan = plan_python("")
     with own_folder(plan.run_folder):

@@ -15,6 +15,8 @@ import pytest
 from cclm.run.signals import AGAIN_S
 from tests.unit.launch.local.test_run import CHILD, is_running, wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[4]
 READY = "(folder / f'ready_{rank}').write_text(str(os.getpid()))\n"
 TOGETHER = "while not all((folder / f'ready_{r}').exists() for r in (0, 1)): time.sleep(0.01)\n"
@@ -107,7 +109,6 @@ def test_a_second_request_to_stop_kills(start: Starter) -> None:
     assert "SIGINT: 2 rank(s) are asked to save and end (TERM); once more kills them." in errors
 
 
-@pytest.mark.slow
 def test_a_request_that_is_delivered_twice_is_one(start: Starter) -> None:
     """`timeout 8h python -m launch run …` signals its child, and then the group that the child is in."""
     saves = "def save(*_):\n    time.sleep(1)\n    os._exit(75)\nsignal.signal(signal.SIGTERM, save)\n"

@@ -89,7 +89,7 @@ def test_translations_are_chosen_by_weight() -> None:
     assert sorted(choose_pairs(["de", "en", "fr"], 2, generator, requested)) == [0, 2]
     chosen = choose_pairs(["de", "en", "fr", "de"], 5, generator, RequestedLanguage(requested.weights, "de"))
     assert len(chosen) == 5 and set(chosen) == {0, 2, 3} and set(chosen[:2]) == {0, 3}
-    with pytest.raises(DataError, match="expected a translation into a language with a weight") as caught:
+    with pytest.raises(DataError) as caught:
         choose_pairs(["en"], 1, generator, requested)
     assert caught.value.reason == "translation_missing"
 
