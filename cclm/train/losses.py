@@ -175,7 +175,7 @@ class StepLosses:
             num_rows, length = mask_BL.shape
             slot_T, first_B = self._slots(first, length), torch.arange(num_rows, device=mask_BL.device) * length
             wanted_W = None if reads_all else torch.cat([first_B[:first], slot_T, first_B[second:]])
-            fused = self.model.fuse(query_BLD, mask_BL, *memory, wanted_W=wanted_W)
+            fused = self.model.fuse(query_BLD, mask_BL, **memory, wanted_W=wanted_W)
         fused = self.clock.on_backward(fused, "fusion")
         if reads_all:
             return (fused[:first], mask_BL[:first]), fused.flatten(0, 1)[slot_T], (fused[second:], mask_BL[second:])
@@ -193,7 +193,7 @@ class StepLosses:
                 first_row += num_rows
         return torch.cat(slots)
 
-    def _fusion_inputs(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    def _fusion_inputs(self, parts: Sequence[FusionRows]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Rows with and without memory; keys and values of a memory are computed once."""
         query_BLD, mask_BL = concatenate_padded([part.query for part in parts])
         query_BLD = self.clock.on_backward(query_BLD, "losses")
@@ -202,14 +202,15 @@ class StepLosses:
             query_BLD = stop_gradient(query_BLD)
         found = memories_of(parts)
         if found is None:
-            return query_BLD, mask_BL, (None,)
+            return query_BLD, mask_BL, {"memory": None}
         memories, memory_of_B, has_memory_B = found
         memory_MND, memory_mask_MN = concatenate_padded(memories)
         if not reaches_encoders:
             memory_MND = stop_gradient(memory_MND)
         if memory_of_B.ndim > 1:  # several images of each row at once, every token of which is real
-            return query_BLD, mask_BL, ([memory_MND[of_B] for of_B in memory_of_B.unbind(1)],)
-        return query_BLD, mask_BL, (memory_MND, memory_mask_MN, has_memory_B, memory_of_B)
+            return query_BLD, mask_BL, {"memory": [memory_MND[of_B] for of_B in memory_of_B.unbind(1)]}
+        told = {"memory_mask_MN": memory_mask_MN, "has_memory_B": has_memory_B, "memory_of_B": memory_of_B}
+        return query_BLD, mask_BL, {"memory": memory_MND, **told}
 
     def _matching(self, name: str, pairing: Pairing, drawn: Negatives, logits_F2: Tensor) -> None:
         """Do query and memory belong together? The first third of the rows does."""

@@ -34,7 +34,7 @@ BUDGETS = {
     "cclm/files": 1950,
     "cclm/forecast": 850,
     "cclm/hub": 2800,
-    "cclm/model": 3880,
+    "cclm/model": 3920,
     "cclm/objectives": 450,
     "cclm/ops": 1950,
     "cclm/pretrained": 2150,

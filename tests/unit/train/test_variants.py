@@ -224,9 +224,9 @@ def test_a_text_without_memory_reads_nothing(make: Make) -> None:
 def all_states(fuse: Callable[..., torch.Tensor], seen: list[torch.Tensor | None]) -> Callable[..., torch.Tensor]:
     """The slow twin of `fuse(…, wanted_W=…)`: every state is computed, then some are picked."""
 
-    def call(*arguments: Any, wanted_W: torch.Tensor | None = None) -> torch.Tensor:
+    def call(*arguments: Any, wanted_W: torch.Tensor | None = None, **named: Any) -> torch.Tensor:
         seen.append(wanted_W)
-        fused = fuse(*arguments)
+        fused = fuse(*arguments, **named)
         return fused if wanted_W is None else fused.flatten(0, 1)[wanted_W]
 
     return call
