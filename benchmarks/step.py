@@ -2,13 +2,12 @@
 
     python -m benchmarks.step [--threads 2] [--rounds 3] [--steps 3] [--only SIDE] [--lengths real|full] [--json PATH]
 
-Sides: `ours` (plain engine), `checkpointed` (the same, every block computed twice), `published`
-(`benchmarks/published_step.py`), `deepspeed` (ZeRO-3 on one rank). Each round runs each side once,
-in a fresh process: a step to warm up, then `--steps` timed ones. Printed are medians over all timed steps with the
-lowest and highest, wall and CPU seconds, and peak memory (ru_maxrss). Ratios are of CPU seconds, which other jobs on
-the machine disturb less; those of wall seconds stand beside them (`…_wall`). Our sides keep freed memory, as runs on a
-CPU do (`cclm/ops/heap.py`); the published one leaves the C library as it is. `benchmarks/ops.py` adds the ratios of the
-two fused losses.
+Sides: `ours` (plain engine), `lean` (the same with `kernels.freed_memory: returned`), `checkpointed` (lean, and every
+block computed twice), `published` (`benchmarks/published_step.py`, with the C library's heap as it is), `deepspeed`
+(ZeRO-3 on one rank). Each round runs each side once, in a fresh process: a step to warm up, then `--steps` timed ones.
+Printed are medians over all timed steps with the lowest and highest, wall and CPU seconds, and peak memory
+(ru_maxrss). Ratios are of CPU seconds, which other jobs on the machine disturb less; those of wall seconds stand beside
+them (`…_wall`). `benchmarks/ops.py` adds the ratios of the two fused losses.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from cclm.ops.heap import keep_freed_memory
 from cclm.ops.options import KernelConfig
 from cclm.train.step import CrossViewTraining
 
-SIDES = ("ours", "checkpointed", "published", "deepspeed")
+SIDES = ("ours", "lean", "checkpointed", "published", "deepspeed")
 LENGTHS = ("real", "full")
 DS_CONFIG = "ds_configs/zero3_cpu.json"
 PHASES = ("forward", "backward", "update")
@@ -87,8 +86,8 @@ def engine_step(engine: Engine[Batch], case: StepCase) -> Step:
 def make_step(side: str, case: StepCase, stack: ExitStack) -> Step:
     """Build a side; `stack` closes what it opens."""
     seed_initialisation(0)
-    if side in ("ours", "checkpointed"):
-        module = joint_module(case, SINGLE, "elementwise" if side == "ours" else "full")
+    if side in ("ours", "lean", "checkpointed"):
+        module = joint_module(case, SINGLE, "full" if side == "checkpointed" else "elementwise")
         return engine_step(PlainEngine(module, OPTIMIZER), case)
     if side == "deepspeed":
         return engine_step(deepspeed_engine(case, stack), case)
@@ -119,7 +118,7 @@ def deepspeed_engine(case: StepCase, stack: ExitStack) -> Engine[Batch]:
 def measure(side: str, case: StepCase, steps: int, threads: int, published_heap: bool) -> Timing:
     """Build one side here and time it."""
     torch.set_num_threads(threads)
-    if side != "published" or published_heap:
+    if side in ("ours", "deepspeed") or (side == "published" and published_heap):
         keep_freed_memory({})
     walls, cpus, phases = [], [], []
     with ExitStack() as stack:
@@ -155,14 +154,16 @@ def ratios(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     overheads: dict[str, float] = {}
     for length in LENGTHS:
-        ours, checkpointed, published, deepspeed = (found.get((side, length)) for side in SIDES)
+        ours, lean, checkpointed, published, deepspeed = (found.get((side, length)) for side in SIDES)
         suffix = "" if length == "real" else "_full_lengths"
         if ours and published:
             figures[f"speedup_{length}_lengths"] = published["cpu_s"] / ours["cpu_s"]
             figures[f"speedup_{length}_lengths_wall"] = published["wall_s"] / ours["wall_s"]
             figures[f"memory_ratio{suffix}"] = ours["peak_mib"] / published["peak_mib"]
-        if checkpointed and published:
-            figures[f"memory_ratio_checkpointed{suffix}"] = checkpointed["peak_mib"] / published["peak_mib"]
+        for name, side in (("lean", lean), ("checkpointed", checkpointed)):
+            if side and published:
+                figures[f"speedup_{length}_lengths_{name}"] = published["cpu_s"] / side["cpu_s"]
+                figures[f"memory_ratio_{name}{suffix}"] = side["peak_mib"] / published["peak_mib"]
         if ours and deepspeed:
             overheads[length] = deepspeed["cpu_s"] / ours["cpu_s"] - 1
             figures[f"engine_overhead_{length}_lengths_wall"] = deepspeed["wall_s"] / ours["wall_s"] - 1

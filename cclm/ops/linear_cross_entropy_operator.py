@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from cclm.ops.heap import return_freed_memory
-
-LARGE_BYTES = 64 << 20
-"""A piece of memory from which on `make_room` does something: giving back takes up to 0.1 s, and what was given back is
-filled with zeros when it is wanted again."""
+from cclm.ops.heap import make_room
 
 
 def common_dtype(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> torch.dtype:
@@ -34,12 +30,6 @@ def common_dtype(hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> torch.
 def wide(dtype: torch.dtype) -> torch.dtype:
     """At least float32: softmax, losses, and sums over blocks."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def make_room(num_values: int, like: Tensor) -> None:
-    """On a CPU, before the largest pieces of a step: give back what lies free in the heap, where they do not fit."""
-    if like.device.type == "cpu" and num_values * like.element_size() >= LARGE_BYTES:
-        return_freed_memory()
 
 
 @torch.library.custom_op(
@@ -161,7 +151,8 @@ class _Walk:
         """Compute a block of at most `rows` rows; return its probabilities less the labels' ones (if needed)."""
         num_classes = self._weight_VD.shape[0]
         if self._buffer.numel() == 0:  # one piece of memory for all blocks: fresh pages cost as much as a product
-            make_room(rows * num_classes, self._hidden_TD)
+            if self._hidden_TD.device.type == "cpu":
+                make_room(rows * num_classes * self._hidden_TD.element_size())
             self._buffer = self._hidden_TD.new_empty(rows * num_classes)
         hidden_ND, label_N1 = self._hidden_TD[block], self._label_T[block, None]
         logits_NV = self._buffer[: hidden_ND.shape[0] * num_classes].view(-1, num_classes)

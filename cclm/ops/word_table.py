@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cclm.ops.heap import make_room
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy, RowLosses
-from cclm.ops.linear_cross_entropy_operator import make_room
 
 
 class Ticket:
@@ -40,7 +40,8 @@ class Ticket:
     def take(self) -> Tensor | None:
         """Return the gradient, once."""
         if self.factors is not None:
-            make_room(self.factors[0].numel(), self.factors[0])
+            if self.factors[0].device.type == "cpu":
+                make_room(self.factors[0].nbytes)
             self.gradient, self.factors = _product(*self.factors).to(self.dtype), None
         gradient, self.gradient = self.gradient, None
         return gradient

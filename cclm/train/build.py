@@ -191,7 +191,7 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
         ConfigError: the configuration contradicts itself, the ranks, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
-    if topology.device.type == "cpu":
+    if topology.device.type == "cpu" and config.kernels.freed_memory == "kept":
         keep_freed_memory(os.environ)
     validate_ranks(config, topology.world_size)
     check_services(config.track.services)
