@@ -115,7 +115,7 @@ def deepspeed_engine(case: StepCase, stack: ExitStack) -> Engine[Batch]:
     return DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config, topology=topology, collectives=SINGLE)
 
 
-def measure(side: str, case: StepCase, steps: int, threads: int, published_heap: bool) -> Timing:
+def measure(side: str, case: StepCase, steps: int, threads: int, published_heap: bool = False) -> Timing:
     """Build one side here and time it."""
     torch.set_num_threads(threads)
     if side in ("ours", "deepspeed") or (side == "published" and published_heap):
