@@ -34,7 +34,7 @@ from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.choice import choose_model_kernels
-from cclm.ops.heap import keep_freed_memory
+from cclm.ops.heap import treat_freed_memory
 from cclm.ops.options import KernelConfig
 from cclm.train.step import CrossViewTraining
 
@@ -118,8 +118,8 @@ def deepspeed_engine(case: StepCase, stack: ExitStack) -> Engine[Batch]:
 def measure(side: str, case: StepCase, steps: int, threads: int, published_heap: bool = False) -> Timing:
     """Build one side here and time it."""
     torch.set_num_threads(threads)
-    if side in ("ours", "deepspeed") or (side == "published" and published_heap):
-        keep_freed_memory({})
+    if side != "published" or published_heap:
+        treat_freed_memory("returned" if side in ("lean", "checkpointed") else "kept", {})
     walls, cpus, phases = [], [], []
     with ExitStack() as stack:
         step = make_step(side, case, stack)

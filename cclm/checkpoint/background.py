@@ -36,6 +36,7 @@ from cclm.distributed.agreement import on_every_rank
 from cclm.engine.fragments import FOLDER, ShareFile, share_path
 from cclm.engine.protocol import Engine
 from cclm.errors import CheckpointError
+from cclm.ops.heap import return_freed_memory
 from cclm.run import checkpoints
 from cclm.run.background import Writer, write_files
 from cclm.run.checkpoints import FileRecord, Marker
@@ -262,6 +263,7 @@ class BackgroundSaver:
         return checkpoints.partial_folder(self._run_folder, step)
 
     def _room(self, step: int, share: ShareFile) -> _Room:
+        return_freed_memory()  # what the process keeps of it is room, too
         return _Room(
             node=socket.gethostname(),
             missing_bytes=self._buffer.missing(share.size_bytes),

@@ -31,12 +31,12 @@ def recomputed_attention(
 ) -> Tensor:
     """Attention of (B, N, L, K) to (B, N, M, K), as `torch.nn.functional.scaled_dot_product_attention`.
 
-    torch's own where it has a fused kernel, and where nobody goes backward.
+    torch's own where it has a fused kernel. With dropout never, with or without gradients: a micro-batch passes twice,
+    first without, and must draw the same.
     """
-    is_learned = mask is not None and mask.requires_grad
-    needs_backward = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or is_learned)
-    if not needs_backward or (dropout == 0.0 and not is_learned):
-        return functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+    is_learned = torch.is_grad_enabled() and mask is not None and mask.requires_grad
+    if dropout == 0.0 and not is_learned:
+        return functional.scaled_dot_product_attention(query, key, value, mask)
     drops = Drops(dropout) if dropout > 0.0 else None
     attended: Tensor = _RecomputedAttention.apply(query, key, value, mask, drops)  # type: ignore[no-untyped-call]
     return attended
@@ -44,8 +44,8 @@ def recomputed_attention(
 
 def redrawn_dropout(rows: Tensor, probability: float, training: bool = True) -> Tensor:
     """`torch.nn.functional.dropout` with other draws, which keeps a seed in place of a factor for each element."""
-    if not training or probability == 0.0 or not (torch.is_grad_enabled() and rows.requires_grad):
-        return functional.dropout(rows, probability, training)
+    if not training or probability == 0.0:
+        return rows
     dropped: Tensor = _RedrawnDropout.apply(rows, Drops(probability))  # type: ignore[no-untyped-call]
     return dropped
 

@@ -143,11 +143,12 @@ def choose_attention(config: KernelConfig, device: torch.device, network: Networ
     """
     is_lean = device.type == "cpu" and config.compile == "none"
     varlen = why_not_varlen(device, network)
-    ways = {"varlen": varlen, "sdpa": "", "math": "", "recomputed": ""}
+    drawn = "" if is_lean else "its dropout is drawn on a CPU, outside of compiled blocks"
+    ways = {"varlen": varlen, "sdpa": "", "math": "", "recomputed": drawn}
     reason = "torch picks its backend by shapes" if varlen else "no padding in self-attention of texts"
     if is_lean:
         ways, reason = {"recomputed": "", **ways}, "no probabilities are kept"
-    drops = {"bytes": "" if is_lean else "it draws on a CPU, outside of compiled blocks", "torch": ""}
+    drops = {"bytes": drawn, "torch": ""}
     why = "a seed in place of a float for each element" if is_lean else "torch's own keeps bytes on a GPU"
     return choose("attention", config.attention, ways, reason), choose("dropout", config.dropout, drops, why)
 

@@ -17,24 +17,25 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 LARGE_BYTES = 64 << 20
 """A piece of memory from which on `make_room` does something: giving back takes up to 0.1 s, and what was given back is
 filled with zeros when it is wanted again."""
-_keeps = [False]
+_returns = [False]
+"""Whether this process gives memory back; set once, when it begins."""
 
 
-def keep_freed_memory(environment: Mapping[str, str]) -> bool:
-    """Let this process use freed memory again in place of giving it back; return whether it will.
+def treat_freed_memory(way: str, environment: Mapping[str, str]) -> bool:
+    """Let this process use freed memory again ("kept") or give it back early ("returned"); return whether it will.
 
     Nothing changes where the environment has a setting of its own, or where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name in environment for name in SETTINGS):
         return False
-    _keeps[0] = bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, -1))
-    return _keeps[0]
+    _returns[0] = way == "returned"
+    return _returns[0] or bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, -1))
 
 
 def make_room(size_bytes: int) -> None:
-    """Give back what lies free, if a piece of so many bytes is large; not where freed memory is kept."""
-    if size_bytes >= LARGE_BYTES and not _keeps[0]:
+    """Give back what lies free, if a piece of so many bytes is large and this process does so."""
+    if size_bytes >= LARGE_BYTES and _returns[0]:
         return_freed_memory()
 
 

@@ -66,8 +66,9 @@ def linear_cross_entropy(
         label_T: int64 in [0, V).
         factor_T: of each row in the total, without gradient; None: 1.
         max_logits: upper bound on the logits that exist at once (at least one row is always done); None: `MAX_LOGITS`.
-        defer: takes care of the weight's gradient, which need not exist while the layers' activations do. Used where
-            all rows' logits are no more than that gradient and a block of logits: they stand in place of both.
+        defer: takes care of the weight's gradient, which need not exist while the layers' activations do. Used in full
+            precision, where all rows' logits are no more than that gradient and a block of logits (beyond `max_logits`
+            by as much): they stand in place of both.
     """
     given = hidden_TD, weight_VD, bias_V
     if max_logits is None:
@@ -75,7 +76,7 @@ def linear_cross_entropy(
     rows = max(1, min(hidden_TD.shape[0], max_logits // weight_VD.shape[0]))
     needs = [torch.is_grad_enabled() and value.requires_grad for value in given]
     dtype, (num_rows, width) = common_dtype(*given), hidden_TD.shape
-    keeps = defer is not None and needs[0] and needs[1] and 0 < num_rows <= rows + width
+    keeps = defer is not None and dtype == wide(dtype) and needs[0] and needs[1] and 0 < num_rows <= rows + width
     found = linear_cross_entropy_operator(
         *given, label_T, factor_T, dtype, rows, keeps, [needs[0], needs[1] and not keeps, needs[2]]
     )

@@ -148,7 +148,7 @@ class _Walk:
                     grad.zero_()
 
     def add(self, block: slice, rows: int) -> Tensor:
-        """Compute a block of at most `rows` rows; return its probabilities less the labels' ones (if needed)."""
+        """Compute a block of at most `rows` rows; return its probabilities, less the labels' ones for gradients."""
         num_classes = self._weight_VD.shape[0]
         if self._buffer.numel() == 0:  # one piece of memory for all blocks: fresh pages cost as much as a product
             if self._hidden_TD.device.type == "cpu":
@@ -158,15 +158,16 @@ class _Walk:
         logits_NV = self._buffer[: hidden_ND.shape[0] * num_classes].view(-1, num_classes)
         torch.addmm(self._bias_V, hidden_ND, self._weight_VD.T, out=logits_NV)
         logits_NV = logits_NV.to(self.loss_T.dtype)  # the same memory, if that is its type
-        highest_N1 = logits_NV.amax(1, keepdim=True)  # where it stands would take four times as long
+        highest_N1, guess_N1 = logits_NV.max(1, keepdim=True)
         label_logit_N1 = logits_NV.gather(1, label_N1)
         residual_NV = torch.softmax(logits_NV, 1, out=logits_NV)
         # the highest probability is at least 1 / V: its logarithm is finite where the label's can be minus infinity
-        log_total_N1 = highest_N1 - residual_NV.amax(1, keepdim=True).log()
+        log_total_N1 = highest_N1 - residual_NV.gather(1, guess_N1).log()
         self.loss_T[block] = (log_total_N1 - label_logit_N1)[:, 0]
-        self.correct_T[block] = (highest_N1 == label_logit_N1)[:, 0]
-        if any(grad is not None for grad in self.grads):
-            residual_NV.scatter_add_(1, label_N1, torch.full_like(label_logit_N1, -1.0))
+        self.correct_T[block] = (guess_N1 == label_N1)[:, 0]
+        if all(grad is None for grad in self.grads):
+            return residual_NV
+        residual_NV.scatter_add_(1, label_N1, torch.full_like(label_logit_N1, -1.0))
         low_NV = residual_NV.to(self._hidden_TD.dtype)
         self._add_gradients(block, residual_NV, low_NV)
         return low_NV

@@ -41,7 +41,7 @@ class KernelConfig:
     """"auto": Triton's kernels on a GPU, where features are at most 256 wide; blocks of rows elsewhere."""
     compile: Literal["none", "blocks"] = "none"
     """"blocks": `torch.compile` for each block of the three encoders while they train; texts are then laid out packed,
-    on a CPU too. The first steps take minutes longer. Dropout draws the same, other numbers but for rounding."""
+    on a CPU too. The first steps take minutes longer. Dropout is torch's; other numbers but for rounding."""
     token_multiple: Positive = 1
     """Texts that are laid out packed are filled up with padding to a multiple of so many tokens, so that few sizes
     occur (256, say: half of it is computed for nothing, on average). No loss depends on it."""

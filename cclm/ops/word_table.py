@@ -7,7 +7,7 @@ decoder's gradient on, through a `Ticket`, and the embedding adds its rows to it
     forward    embedding ── ticket ──► … layers … ──► lend(weight) ─► decoder
     backward   embedding adds rows, returns the sum ◄── ticket ── lend returns nothing ◄── decoder's gradient
 
-Backward reaches the embedding after the decoder, because what the decoder reads was computed of the embedding's rows.
+Backward reaches the embedding, after the decoder, because what the decoder reads was computed of the embedding's rows.
 By then the activations of all layers are gone: so a loss that can tell its gradient as a product of two matrices leaves
 those, and the embedding multiplies.
 Where no decoder left anything (it is not tied, or has no loss), the embedding makes the gradient that it always made.

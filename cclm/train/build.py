@@ -32,7 +32,7 @@ from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.ops.choice import Choice, ModelKernels, choose_model_kernels
-from cclm.ops.heap import keep_freed_memory
+from cclm.ops.heap import treat_freed_memory
 from cclm.run.cores import THREADS, own_cores, share_cores
 from cclm.run.ending import MemoryGuard
 from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
@@ -191,8 +191,8 @@ def joined(config: RunConfig, table: Table) -> Iterator[Start]:
         ConfigError: the configuration contradicts itself, the ranks, the DeepSpeed JSON or the run that it continues.
     """
     topology = Topology.from_environment(device=config.device)
-    if topology.device.type == "cpu" and config.kernels.freed_memory == "kept":
-        keep_freed_memory(os.environ)
+    if topology.device.type == "cpu":
+        treat_freed_memory(config.kernels.freed_memory, os.environ)
     validate_ranks(config, topology.world_size)
     check_services(config.track.services)
     ds_config = None

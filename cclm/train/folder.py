@@ -56,7 +56,7 @@ MAY_CHANGE = {
     key: meaning
     for keys, meaning in (
         ("run_folder device", "where the run lives and computes"),
-        ("kernels deterministic", "with what it computes: the same but for rounding"),
+        ("kernels deterministic", "with what it computes: the same but for rounding, and for what dropout draws"),
         ("checkpoint track", "how often it saves and writes, and what"),
         ("watch", "when a rank counts as hung"),
         ("evaluation", "what is measured, when, and which checkpoint counts as the best"),

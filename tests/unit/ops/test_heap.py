@@ -7,17 +7,18 @@ import sys
 
 import pytest
 
-from cclm.ops.heap import SETTINGS, keep_freed_memory
+from cclm.ops import heap
+from cclm.ops.heap import SETTINGS, make_room, treat_freed_memory
 
 PROGRAM = """
 import resource, sys
-from cclm.ops.heap import keep_freed_memory, return_freed_memory
+from cclm.ops.heap import return_freed_memory, treat_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 if sys.argv[1] == "keep":
-    assert keep_freed_memory({})
+    assert treat_freed_memory("kept", {})
 for number in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     del_me = bytearray(64 << 20)
@@ -31,7 +32,21 @@ print(faults, kept - resident())
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_the_environment_says_stays(name: str) -> None:
-    assert not keep_freed_memory({name: "1"})
+    assert not treat_freed_memory("kept", {name: "1"})
+    assert not treat_freed_memory("returned", {name: "1"})
+
+
+def test_only_who_asks_gives_back_and_only_before_large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(heap, "return_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(heap, "_returns", [False])
+    make_room(1 << 30)
+    assert not calls
+    assert treat_freed_memory("returned", {})
+    make_room(1 << 20)
+    assert not calls
+    make_room(1 << 30)
+    assert calls
 
 
 @pytest.mark.slow

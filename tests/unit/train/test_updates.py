@@ -13,6 +13,9 @@ from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
+from cclm.model.kernels import PLAIN, Kernels, use_kernels
+from cclm.ops.choice import choose_model_kernels
+from cclm.ops.options import KernelConfig
 from cclm.train.updates import guarded, merge_metrics, samples_read, updates_of, with_features_of_all
 from cclm.train.window import WindowMeans
 from tests.engine_values import full_gradients
@@ -50,13 +53,17 @@ def test_an_alternating_step_has_an_update_for_each_view(dataset: StepDataset) -
     assert [len(updates_of(dataset[step], "alternate")) for step in range(3)] == [3, 2, 2]
 
 
-def test_both_passes_of_a_micro_batch_drop_the_same(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", [PLAIN, choose_model_kernels(KernelConfig(), torch.device("cpu")).kernels])
+def test_both_passes_of_a_micro_batch_drop_the_same(
+    config: RunConfig, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the features that the others contrast theirs with were not those that are trained."""
     model = config.model
     text = replace(model.text, dropout=0.3, attention_dropout=0.2)
     vision = replace(model.vision, dropout=0.3)
     parts = replace(config, data=replace(config.data, micro_batches=2), model=replace(model, text=text, vision=vision))
     module = module_of(parts).train()
+    use_kernels(module.model, kernels)
     engine = PlainEngine(module, OptimizerConfig(total_steps=1), accumulation_steps=2)
     told = list[dict[str, torch.Tensor]]()
     whole = module._contributions
