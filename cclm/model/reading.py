@@ -114,7 +114,7 @@ def plan_wanted(layout: PaddedLayout, cell_W: Int[Tensor, " w"], plan: Callable[
     """What the tokens at these cells b · L + l, all real and different, read; `plan`: how memories are read."""
     batch, length = layout.batch, layout.length
     is_known = cell_W.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would have to be waited for
-    assert not is_known or len(cell_W.unique()) == len(cell_W), "wanted cells: one of them twice"
+    assert not is_known or len(set(cell_W.tolist())) == len(cell_W), "wanted cells: one of them twice"
     place_R = invert(cell_W, batch * length)
     readers = PackedLayout(batch=batch, length=length, mask_BL=None, index_T=cell_W, inverse_R=place_R)
     place_T = layout.take_ids(place_R.view(batch, length))
