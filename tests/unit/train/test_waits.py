@@ -22,6 +22,7 @@ ALLOWED = {
     ("is_nonzero", "cclm/ops/contrastive_blocks.py:_fixed_shift"): "looked at on a CPU only",
     ("_local_scalar_dense", "cclm/ops/linear_cross_entropy_operator.py:_differentiate"): "looked at on a CPU only",
     ("_local_scalar_dense", "cclm/model/packing.py:text_layout"): "looked at on a CPU only",
+    ("tolist", "cclm/model/reading.py:plan_wanted"): "looked at on a CPU only",
     ("_local_scalar_dense", "cclm/model/packing.py:packed_layout"): (
         "of the fusion encoder: how long the wrong texts are that were drawn, only the device knows"
     ),
