@@ -22,11 +22,10 @@ from cclm.engine.protocol import seed_initialisation
 from cclm.engine.stored_weights import load_full_state
 from cclm.run.checkpoints import newest_complete, step_folder
 from pretrain.__main__ import main as pretrain
-from tests.parity import test_training_step as training_step
 from tests.ranks.harness import Case, drive, gradient_errors, make_deepspeed, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy
 from tests.tiny_run import recipe, write_corpus, write_recipe
-from tests.tiny_training import module_of, read
+from tests.tiny_training import batch_of, module_of, module_on_one_thread, read
 
 pytestmark = pytest.mark.slow
 ENCODERS = ("model.patches", "model.vision", "model.words", "model.text", "model.fusion")
@@ -136,8 +135,8 @@ def test_the_network_trains_as_on_the_plain_engine(corpus: Path, tmp_path: Path,
     settings = recipe(corpus, tmp_path / "run", start={"freeze": prefixes})
     path = str(write_recipe(tmp_path / "recipe.yaml", settings))
     case = Case(
-        make_module=partial(training_step.make_module, path),
-        make_batch=partial(training_step.joint, path),
+        make_module=partial(module_on_one_thread, path),
+        make_batch=partial(batch_of, path),
         num_steps=4,
         ds_options=SHIPPED_FOR_CPU,
     )
@@ -171,7 +170,7 @@ def test_remembered_texts_change_nothing_on_two_ranks(corpus: Path, tmp_path: Pa
         # Its draws must not hear of the copy that is made in the first step.
         settings["model"]["fusion"] = {**settings["model"]["fusion"], "dropout": 0.2}
         path = str(write_recipe(tmp_path / f"{size}.yaml", settings))
-        parts = partial(training_step.make_module, path), partial(training_step.joint, path)
+        parts = partial(module_on_one_thread, path), partial(batch_of, path)
         cases.append(Case(make_module=parts[0], make_batch=parts[1], num_steps=END, ds_options=SHIPPED_FOR_CPU))
     plain = train_ranks(cases[0])[0]
     for whole, resumed in on_ranks(_train_and_go_on, 2, cases[1], tmp_path, timeout_s=300.0):

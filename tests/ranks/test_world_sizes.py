@@ -19,10 +19,11 @@ from cclm.engine.adamw import MOMENTS
 from cclm.engine.fragments import AVERAGE, WEIGHTS, ShareFacts, share_path
 from cclm.engine.stored_weights import StoredState
 from cclm.run.checkpoints import newest_complete, step_folder
-from tests.parity import test_training_step as training_step
+from tests.parity.test_training_step import SHIPPED_FOR_CPU
 from tests.ranks.harness import Case, drive, make_deepspeed, make_plain, on_ranks
 from tests.ranks.toy import make_toy, mixed_batch
 from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_training import batch_of, module_on_one_thread
 
 pytestmark = pytest.mark.slow
 
@@ -127,11 +128,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Case:
     write_corpus(folder)
     path = str(write_recipe(folder / "recipe.yaml", recipe(folder, folder / "run")))
     return Case(
-        make_module=partial(training_step.make_module, path),
-        make_batch=partial(training_step.joint, path),
+        make_module=partial(module_on_one_thread, path),
+        make_batch=partial(batch_of, path),
         num_steps=0,
         optimizer=replace(CASE.optimizer, ema_decay=0.9),
-        ds_options=training_step.SHIPPED_FOR_CPU,
+        ds_options=SHIPPED_FOR_CPU,
     )
 
 
