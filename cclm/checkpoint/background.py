@@ -263,10 +263,12 @@ class BackgroundSaver:
         return checkpoints.partial_folder(self._run_folder, step)
 
     def _room(self, step: int, share: ShareFile) -> _Room:
-        return_freed_memory()  # what the process keeps of it is room, too
+        missing_bytes = self._buffer.missing(share.size_bytes)
+        if missing_bytes > 0:
+            return_freed_memory()  # what the process keeps of it is room, too
         return _Room(
             node=socket.gethostname(),
-            missing_bytes=self._buffer.missing(share.size_bytes),
+            missing_bytes=missing_bytes,
             left_bytes=available_memory_bytes(),
             is_there=self._is_first and is_there(self._run_folder, step),
         )
