@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -46,47 +45,88 @@ class ViewEntry:
     """Name of its matching loss, if it has one."""
 
 
-def _load(name: str) -> type[View[Any, Any]]:
-    """Import what trains, torch with it, and return a view's class."""
-    from cclm.views.annotated.answer import AnswerView
-    from cclm.views.annotated.classify import ClassifyView
-    from cclm.views.annotated.locate import LocateView
-    from cclm.views.annotated.retrieve import RetrieveView
+def _image_text() -> type[View[Any, Any]]:
     from cclm.views.image_text.view import ImageTextView
+
+    return ImageTextView
+
+
+def _regions() -> type[View[Any, Any]]:
     from cclm.views.regions.view import RegionView
+
+    return RegionView
+
+
+def _text_pair() -> type[View[Any, Any]]:
     from cclm.views.text_pair.view import TextPairView
 
-    views: dict[str, type[View[Any, Any]]] = {
-        "image_text": ImageTextView,
-        "regions": RegionView,
-        "text_pair": TextPairView,
-        "classify": ClassifyView,
-        "answer": AnswerView,
-        "locate": LocateView,
-        "retrieve": RetrieveView,
-    }
-    return views[name]
+    return TextPairView
+
+
+def _classify() -> type[View[Any, Any]]:
+    from cclm.views.annotated.classify import ClassifyView
+
+    return ClassifyView
+
+
+def _answer() -> type[View[Any, Any]]:
+    from cclm.views.annotated.answer import AnswerView
+
+    return AnswerView
+
+
+def _locate() -> type[View[Any, Any]]:
+    from cclm.views.annotated.locate import LocateView
+
+    return LocateView
+
+
+def _retrieve() -> type[View[Any, Any]]:
+    from cclm.views.annotated.retrieve import RetrieveView
+
+    return RetrieveView
 
 
 Table = Mapping[str, ViewEntry]
 ENTRY_POINTS = "cclm.views"
 """Group of the entry points of other packages."""
 
-_ROWS: tuple[tuple[str, type[ViewConfig], str, str, str, str], ...] = (
-    ("image_text", ImageTextConfig, "Image–text view", "images", "itc", "itm"),
-    ("regions", RegionConfig, "Regions", "texts of regions", "itc", "itm"),
-    ("text_pair", TextPairConfig, "Text–text view", "pairs", "ttc", "ttm"),
-    ("classify", ClassifyConfig, "Classes of images with texts", "rows", "", ""),
-    ("answer", AnswerConfig, "Questions about images", "questions", "", ""),
-    ("locate", LocateConfig, "Phrases about parts of images", "phrases", "", ""),
-    ("retrieve", RetrieveConfig, "Images with captions of annotation files", "captions", "itc", "itm"),
-)
-"""Name, settings, title, unit, contrastive and matching loss."""
 OWN: dict[str, ViewEntry] = {
-    name: ViewEntry(
-        config=config, load=partial(_load, name), title=title, unit=unit, contrastive=first, matching=second
-    )
-    for name, config, title, unit, first, second in _ROWS
+    "image_text": ViewEntry(
+        config=ImageTextConfig,
+        load=_image_text,
+        title="Image–text view",
+        unit="images",
+        contrastive="itc",
+        matching="itm",
+    ),
+    "regions": ViewEntry(
+        config=RegionConfig,
+        load=_regions,
+        title="Regions",
+        unit="texts of regions",
+        contrastive="itc",
+        matching="itm",
+    ),
+    "text_pair": ViewEntry(
+        config=TextPairConfig,
+        load=_text_pair,
+        title="Text–text view",
+        unit="pairs",
+        contrastive="ttc",
+        matching="ttm",
+    ),
+    "classify": ViewEntry(config=ClassifyConfig, load=_classify, title="Classes of images with texts", unit="rows"),
+    "answer": ViewEntry(config=AnswerConfig, load=_answer, title="Questions about images", unit="questions"),
+    "locate": ViewEntry(config=LocateConfig, load=_locate, title="Phrases about parts of images", unit="phrases"),
+    "retrieve": ViewEntry(
+        config=RetrieveConfig,
+        load=_retrieve,
+        title="Images with captions of annotation files",
+        unit="captions",
+        contrastive="itc",
+        matching="itm",
+    ),
 }
 
 
