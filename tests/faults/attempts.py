@@ -28,9 +28,8 @@ from cclm.run.machine import LOOPBACK, free_port
 from cclm.run.signals import die_with_parent
 from launch.local.ranks import ALONE_S
 from tests.faults.disk import MET
+from tests.ranks.spawn import PRELOAD
 
-PRELOAD = ("torch", "deepspeed", "torch._dynamo", "cclm.engine.deepspeed.engine", "cclm.train.build", "cclm.train.loop")
-"""What the fork server imports before it forks."""
 GOOD_CODES = frozenset(EXIT_CODES[cause] for cause in GOOD_ENDS)
 STOPPED = EXIT_CODES[Cause.STOPPED]
 GRACE_S = 5.0

@@ -20,7 +20,7 @@ from tests.golden.sets import GoldenSet, golden_set
 from tests.golden.test_cases import ABSOLUTE, CASES, RELATIVE, compare_gradients
 from tests.golden.test_optimizer import compare, draws_of, optimizer_config
 from tests.golden.test_two_ranks import WORLD, expect_gradient, half_of, published
-from tests.ranks.spawn import run_on_ranks
+from tests.ranks.spawn import on_ranks
 
 
 def gradients_of(module: CrossViewTraining, golden: GoldenSet) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def step_on_half(folder: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_step_on_two_ranks(golden: GoldenSet) -> None:
     record = golden.tensors("world2")
-    ranks = run_on_ranks(step_on_half, WORLD, str(golden.folder), timeout_s=120)
+    ranks = on_ranks(step_on_half, WORLD, str(golden.folder), timeout_s=120)
     for name, ours in NAMES["image_text"].items():
         for rank in range(WORLD):
             values = [result["metrics"][f"image_text/{ours}"] for result in ranks]

@@ -17,7 +17,7 @@ from cclm.distributed.collectives import collectives
 from cclm.pretrained.published_names import to_published
 from tests.golden.cases import Runner
 from tests.golden.sets import GoldenSet, golden_set
-from tests.ranks.spawn import run_on_ranks
+from tests.ranks.spawn import on_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def ranks_of(golden: GoldenSet, results: dict[str, list[Result]]) -> tuple[dict[
     """The recorded numbers and ours."""
     record, folder = golden.tensors("world2"), str(golden.folder)
     if folder not in results:
-        results[folder] = run_on_ranks(train_half, WORLD, folder, timeout_s=120)
+        results[folder] = on_ranks(train_half, WORLD, folder, timeout_s=120)
     return record, results[folder]
 
 

@@ -7,7 +7,6 @@ top-level functions, because ranks import them by name.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace  # noqa: F401 - tests vary cases with replace
 from typing import Any
@@ -22,11 +21,8 @@ from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
 from tests.engine_values import full_gradients, full_parameters
-from tests.ranks.spawn import run_on_ranks
+from tests.ranks.spawn import on_ranks
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-PRELOAD = ("deepspeed", "torch._dynamo", "cclm.engine.deepspeed.engine")
-"""Imported once for all ranks of all tests."""
 ModuleFactory = Callable[[Collectives], nn.Module]
 BatchFactory = Callable[[int, int, int], Batch]
 OPTIMIZER = OptimizerConfig(total_steps=100, learning_rate=1e-3, warmup_steps=5, max_grad_norm=0.5)
@@ -76,11 +72,6 @@ def train_plain(case: Case) -> History:
 def train_ranks(case: Case, world_size: int = 2) -> list[History]:
     """Train on `world_size` gloo ranks with DeepSpeed; one history per rank."""
     return on_ranks(_train_rank, world_size, case, timeout_s=case.timeout_s)
-
-
-def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
-    """`run_on_ranks` with deepspeed imported once for all ranks of all tests."""
-    return run_on_ranks(function, world_size, *arguments, timeout_s=timeout_s, preload=PRELOAD)
 
 
 def make_plain(case: Case) -> PlainEngine[Batch]:

@@ -1,14 +1,16 @@
 """Run a function on N processes that form a gloo group, collect results and every rank's traceback, leave nothing.
 
-    results = run_on_ranks(function, 2, argument, timeout_s=60)     # function(argument) on each rank
+    results = on_ranks(function, 2, argument, timeout_s=60)     # function(argument) on each rank
 
-Children come from a fork server, which imports torch once: a rank starts in milliseconds instead of seconds and
-inherits no threads. `function` must be importable (top level of a module) and its result picklable.
+Children come from a fork server, which imports torch, DeepSpeed and what most tests need once: a rank starts in
+milliseconds instead of seconds and inherits no threads. `function` must be importable (top level of a module) and its
+result picklable.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -16,7 +18,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,8 +30,12 @@ from cclm.run.signals import die_with_parent
 
 GRACE_S = 3.0
 """After the first rank has failed, the others (which probably wait for it) get this long to say something."""
-PRELOAD = ("torch", "cclm.distributed.topology")
-"""What the fork server imports before it forks."""
+PRELOAD = (
+    *("torch", "torch._dynamo", "deepspeed", "pytest", "cclm.engine.deepspeed.engine", "cclm.checkpoint.collective"),
+    *("tests.ranks.toy", "tests.tiny_training"),
+)
+"""What the fork server imports before it forks, for all ranks of all tests: the first call of a process starts it."""
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 class RanksFailedError(RuntimeError):
@@ -47,14 +53,7 @@ class _Rank:
     """The result, or the text of what went wrong."""
 
 
-def run_on_ranks(
-    function: Callable[..., Any],
-    world_size: int,
-    *arguments: Any,
-    timeout_s: float = 60.0,
-    preload: Sequence[str] = (),
-    num_threads: int = 1,
-) -> list[Any]:
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
     """Call `function(*arguments)` on ranks 0 … world_size - 1 inside a gloo group; return the results by rank.
 
     Args:
@@ -63,13 +62,11 @@ def run_on_ranks(
         world_size: number of processes.
         arguments: picklable arguments, the same for every rank.
         timeout_s: after it all ranks still running are killed and their stacks reported.
-        preload: more modules for the fork server; only the first call of a process can name them.
-        num_threads: torch threads per rank.
 
     Raises RanksFailedError if any rank does not return. Children are always gone when this function ends.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *preload])
+    context.set_forkserver_preload([*PRELOAD])
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         ranks = []
@@ -80,7 +77,7 @@ def run_on_ranks(
                 environment = _environment(rank, world_size, port)
                 process = context.Process(
                     target=_rank_main,
-                    args=(function, arguments, environment, num_threads, timeout_s, sender, str(stack_file)),
+                    args=(function, arguments, environment, timeout_s, sender, str(stack_file)),
                     daemon=True,
                 )
                 process.start()
@@ -109,12 +106,12 @@ def _rank_main(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     environment: dict[str, str],
-    num_threads: int,
     timeout_s: float,
     sender: Connection,
     stack_file: str,
 ) -> None:
     die_with_parent(os.getppid())  # the fork server, which goes with the main process
+    gc.freeze()  # DeepSpeed collects garbage often, and would look through all that was imported
     os.environ.update(environment)
     with Path(stack_file).open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
@@ -123,7 +120,7 @@ def _rank_main(
 
             from cclm.distributed.topology import Topology, process_group
 
-            torch.set_num_threads(num_threads)
+            torch.set_num_threads(1)
             with process_group(Topology.from_environment(device="cpu"), timeout_s=timeout_s + 5.0):
                 message = pickle.dumps(("ok", function(*arguments)))
         except BaseException:  # noqa: BLE001 - whatever it was, the parent raises it

@@ -23,8 +23,7 @@ from cclm.run.stacks import STACKS_FOLDER
 from cclm.run.status import StatusRecord, read_status
 from cclm.train.program import run_program
 from pretrain.__main__ import PROGRAM
-from tests.ranks.harness import PRELOAD
-from tests.ranks.spawn import PRELOAD as ALWAYS
+from tests.ranks.spawn import PRELOAD
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -82,7 +81,7 @@ def said(run: Path, rank: int) -> StatusRecord:
 def train(tmp_path: Path, place: str, fault: str, **watch: float) -> tuple[Path, list[int | None]]:
     """Start two ranks, and return the run folder and their exit codes; rank 1 is killed if it was stopped."""
     run, context = tmp_path / "run", multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*ALWAYS, *PRELOAD])
+    context.set_forkserver_preload([*PRELOAD])
     changes = {"deepspeed": "zero3_cpu", "track": {"every_steps": 1, "tensorboard": False}, "watch": watch}
     path = write_recipe(tmp_path / "recipe.yaml", recipe(write_corpus(tmp_path), run, **changes))
     port, ranks = str(free_port()), []
