@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv check fix format lint types borders quick figures test test-long test-ray test-mteb test-trackers test-page test-kernels test-slurm slurm-campaign slurm-others gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
+.PHONY: help venv check fix format lint types borders quick figures test slow test-long test-ray test-mteb test-trackers test-page test-kernels test-slurm slurm-campaign slurm-others test-apart gpu faults test-golden test-samples demo demo-check demo-ablation demo-second demo-finetune demo-real demo-real-check clean
 # Of pip's many lines, those that take time.
 SHOW_LARGE_FILES = /(Downloading|Using cached) .*(MB|GB)|^Installing collected/ { print "  " $$1, $$2, $$3, $$4; fflush() }
 # A caller's modules must not shadow those of .venv; and each of the many Pythons of the tests would compile all of them again.
@@ -53,12 +53,15 @@ quick: $(INSTALLED)
 figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
-test: $(INSTALLED) ## The whole test suite: quick and slow unit tests on two processes, then what starts ranks and programs itself
+test: $(INSTALLED) ## The whole test suite: what is quick, then what is slow
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page" --ignore=tests/mteb < /dev/null || status=1; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long" tests/unit --durations=10 < /dev/null || status=1; \
-	$(BIN)/python -m pytest -m "slow and not long" --ignore=tests/unit --durations=15 < /dev/null || status=1; \
+	$(MAKE) --no-print-directory slow || status=1; \
 	exit $$status
+
+# By file, because the tests of a file share runs; in the order of the tree, so that small files come last.
+slow: $(INSTALLED) ## The test suite without what make check runs: what starts ranks and programs, matrices, whole runs
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not long" --durations=25 < /dev/null
 
 test-long: $(INSTALLED) ## What make test leaves out: further tasks, ranks and kernels of what it looks at (15 minutes)
 	@$(BIN)/python -m pytest -m long --durations=15 < /dev/null
@@ -72,6 +75,13 @@ slurm-campaign slurm-others: $(INSTALLED)
 	@$(BIN)/python -m tests.slurm.cluster -- $(BIN)/python -m pytest -rs --durations=3 $(SLURM_TESTS) < /dev/null
 slurm-campaign: SLURM_TESTS = tests/slurm/test_campaign.py
 slurm-others: SLURM_TESTS = tests/slurm --ignore=tests/slurm/test_campaign.py
+
+# Side by side, because the campaign waits; what changes .venv, or wants apt to itself, comes before.
+test-apart: $(VENV)/.triton $(VENV)/.mteb $(VENV)/.page $(VENV)/.ray ## Kernels, mteb, trackers, the search page, Slurm and Ray side by side, as CI does
+	@$(BIN)/python -m tests.page.browser install
+	@$(BIN)/python -m tests.slurm.cluster -- true
+	@$(MAKE) --no-print-directory -k -j3 --output-sync=target slurm-campaign slurm-others \
+	  test-trackers test-kernels test-mteb test-page test-ray
 
 # Ray is large (79 MB to load, 240 MB on disk), so it is installed where its executor is tested, and nowhere else.
 $(VENV)/.ray: $(INSTALLED)

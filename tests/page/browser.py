@@ -26,7 +26,9 @@ def chromium() -> str | None:
 
 
 def install() -> None:
-    """Install Debian's Chromium."""
+    """Install Debian's Chromium if none is there."""
+    if chromium():
+        return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
         subprocess.run(["apt-get", *command], env=environment, stdout=sys.stderr, check=True, timeout=600)
