@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from cclm.cli.__main__ import main as cclm
 from finetune.__main__ import main
 from finetune.stand_in import LANGUAGES
+from pretrain.__main__ import main as pretrain
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.unit.data.data_sets import WORDS
 
@@ -42,7 +45,7 @@ def pretrained_run(folder: Path) -> Path:
     settings["model"]["text"]["max_positions"] = 16
     settings["model"] |= {"width": 64, "fusion": {**settings["model"]["fusion"], "num_layers": 2}}
     path = write_recipe(folder / "pretrain.yaml", settings)
-    run(["-m", "pretrain", "--recipe", str(path)])
+    run_here(["-m", "pretrain", "--recipe", str(path)])
     return folder / "run"
 
 
@@ -77,6 +80,15 @@ def under_launcher(words: list[str], ranks: int) -> list[str]:
     folder = json.loads(words[words.index("--run_folder") + 1])
     start = [sys.executable, "-m", "launch", "run", "--ranks", str(ranks), "--run-folder", folder, "--"]
     return [*start, "python", *words]
+
+
+def run_here(words: list[str]) -> None:
+    """Run a program to its end in this process, which has imported what it needs; no ranks, the plain engine."""
+    programs = {"pretrain": pretrain, "finetune": main, "cclm.cli": cclm}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert programs[words[1]](words[2:]) == 0, words
+    torch.set_num_threads(before)
 
 
 def run(words: list[str], ranks: int = 0) -> None:

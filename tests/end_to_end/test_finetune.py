@@ -78,11 +78,10 @@ def rows(task: str) -> dict[str, Any]:
     return {**settings, f"views.{view}.test": {language: tests.format(language) for language in ("en", "de")}}
 
 
-@pytest.mark.parametrize("task", left_to_long(SETTINGS, "marvl", "xgqa with classes"))
-def test_it_learns_and_resumes(pretrained: Path, tmp_path: Path, task: str) -> None:
-    data, killed = stand_in(SETTINGS[task][0], tmp_path / "data"), tmp_path / "killed"
+def learned(task: str, pretrained: Path, data: Path, folder: Path) -> tuple[Path, int]:
+    """Fine-tune, and look at what was measured and kept; the run, and its seed."""
     for seed in SEEDS:
-        whole = tmp_path / f"whole-{seed}"
+        whole = folder / f"whole-{seed}"
         run(words(task, pretrained, data, whole, seed=seed), ranks=2)
         results = {result.language: result for result in ResultStore(whole / "results.jsonl").read()[::-1]}
         if results["en"].value >= 95:
@@ -98,13 +97,24 @@ def test_it_learns_and_resumes(pretrained: Path, tmp_path: Path, task: str) -> N
     kept = set(complete_checkpoints(whole))  # one more: the best before, until good steps stand behind this one
     assert best is not None and {best, newest_complete(whole)} <= kept and len(kept) <= 3
     assert results["en"].checkpoint == str(best)
+    return whole, seed
 
-    if task == "xgqa with classes":  # what resumes is xGQA's
-        return
+
+@pytest.mark.parametrize("task", left_to_long(["xgqa", "xflickrco", "xgqa with classes"], "xgqa with classes"))
+def test_it_learns(pretrained: Path, tmp_path: Path, task: str) -> None:
+    learned(task, pretrained, stand_in(SETTINGS[task][0], tmp_path / "data"), tmp_path)
+
+
+@pytest.mark.parametrize("task", left_to_long(["xvnli", "marvl", "xgqa", "xflickrco"], "marvl", "xgqa", "xflickrco"))
+def test_it_learns_and_resumes(pretrained: Path, tmp_path: Path, task: str) -> None:
+    """The others' views are interrupted on ranks in tests/ranks/test_resumed_tasks.py."""
+    data, killed = stand_in(SETTINGS[task][0], tmp_path / "data"), tmp_path / "killed"
+    whole, seed = learned(task, pretrained, data, tmp_path)
     kill_after(words(task, pretrained, data, killed, seed=seed), killed)
     run(words(task, pretrained, data, killed, seed=seed), ranks=2)
     assert values_of(killed) == values_of(whole)
-    for name in ("ledger.jsonl", "evaluations.jsonl", *(result.predictions for result in results.values())):
+    predictions = {result.predictions for result in ResultStore(whole / "results.jsonl").read()}
+    for name in ("ledger.jsonl", "evaluations.jsonl", *predictions):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     first, second = (load_full_state(checkpoint) for checkpoint in map(newest_complete, (killed, whole)) if checkpoint)
     assert first.keys() == second.keys()

@@ -1,7 +1,7 @@
-"""Phrases with boxes, and questions with several answers: interrupted on two ranks, they go on bit by bit.
+"""Phrases with boxes, questions with several answers, captions: interrupted on two ranks, they go on bit by bit.
 
-The tasks that test_finetune.py does not kill have these views: RefCOCO `locate`, VQA and CVQA `answer`. NLVR2 is
-MaRVL's training, which is killed there.
+The tasks that test_finetune.py does not kill in `make test` have these views: RefCOCO `locate`, xGQA, VQA and CVQA
+`answer`, xFlickr&CO `retrieve`. MaRVL and NLVR2 have XVNLI's, which is killed there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ TASKS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "answers": "vqa/answer_list.json", "max_answer_tokens": 4, "answer_weights": "scores",
         },
         {"answer_decoder": True},
+    ),
+    "xflickrco": (
+        "retrieve",
+        {
+            "sources": {"en": {"path": "flickr30k/annotations/train_ann.jsonl"}}, "negative_group": 6,
+            "matching_rows": 6,
+        },
+        {"pretraining_heads": True, "projection_width": 8, "matching_width": 16},
     ),
 }  # fmt: skip
 """Task → its view, the view's settings, and its heads."""
