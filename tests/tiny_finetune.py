@@ -17,12 +17,13 @@ from cclm.cli.__main__ import main as cclm
 from finetune.__main__ import main
 from finetune.stand_in import LANGUAGES
 from pretrain.__main__ import main as pretrain
+from tests.ranks.harness import in_group, on_ranks
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.unit.data.data_sets import WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
+PROGRAMS = {"pretrain": pretrain, "finetune": main, "cclm.cli": cclm}
 SEEDS = (42, 43, 44)
 """A network this small sometimes stays where it knows the answers but not the images (two in three right); with which
 seed it does differs between CPUs, by their rounding. It must not with all of these."""
@@ -82,18 +83,21 @@ def under_launcher(words: list[str], ranks: int) -> list[str]:
     return [*start, "python", *words]
 
 
-def run_here(words: list[str]) -> None:
-    """Run a program to its end in this process, which has imported what it needs; no ranks, the plain engine."""
-    programs = {"pretrain": pretrain, "finetune": main, "cclm.cli": cclm}
+def run_here(words: list[str], ranks: int = 0) -> None:
+    """Run a program to its end where all is imported: in this process, with the plain engine, or on ranks."""
+    program = PROGRAMS[words[1]]
+    if ranks:
+        assert on_ranks(in_group, ranks, program, words[2:], timeout_s=1800.0) == [0] * ranks
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert programs[words[1]](words[2:]) == 0, words
+    assert program(words[2:]) == 0, words
     torch.set_num_threads(before)
 
 
-def run(words: list[str], ranks: int = 0) -> None:
-    """Run a program to its end, on several ranks under `launch run`."""
-    arguments = under_launcher(words, ranks) if ranks else [sys.executable, *words]
+def run(words: list[str]) -> None:
+    """Run a program to its end as a user starts it."""
+    arguments = [sys.executable, *words]
     done = subprocess.run(
         arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False
     )

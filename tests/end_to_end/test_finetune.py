@@ -19,7 +19,17 @@ from cclm.evaluate.results import ResultStore, derive
 from cclm.run.checkpoints import complete_checkpoints, newest_complete, pinned
 from tests.left_to_long import left_to_long
 from tests.same_runs import values_of
-from tests.tiny_finetune import ENVIRONMENT, ROOT, SEEDS, command, pretrained_run, run, stand_in, under_launcher
+from tests.tiny_finetune import (
+    ENVIRONMENT,
+    ROOT,
+    SEEDS,
+    command,
+    pretrained_run,
+    run,
+    run_here,
+    stand_in,
+    under_launcher,
+)
 
 pytestmark = pytest.mark.slow
 TINY = {"batch_size": 9, "max_tokens": 8, "transform.method": "none"}
@@ -82,7 +92,7 @@ def learned(task: str, pretrained: Path, data: Path, folder: Path) -> tuple[Path
     """Fine-tune, and look at what was measured and kept; the run, and its seed."""
     for seed in SEEDS:
         whole = folder / f"whole-{seed}"
-        run(words(task, pretrained, data, whole, seed=seed), ranks=2)
+        run_here(words(task, pretrained, data, whole, seed=seed), ranks=2)
         results = {result.language: result for result in ResultStore(whole / "results.jsonl").read()[::-1]}
         if results["en"].value >= 95:
             break
@@ -111,7 +121,7 @@ def test_it_learns_and_resumes(pretrained: Path, tmp_path: Path, task: str) -> N
     data, killed = stand_in(SETTINGS[task][0], tmp_path / "data"), tmp_path / "killed"
     whole, seed = learned(task, pretrained, data, tmp_path)
     kill_after(words(task, pretrained, data, killed, seed=seed), killed)
-    run(words(task, pretrained, data, killed, seed=seed), ranks=2)
+    run(under_launcher(words(task, pretrained, data, killed, seed=seed), 2)[1:])
     assert values_of(killed) == values_of(whole)
     predictions = {result.predictions for result in ResultStore(whole / "results.jsonl").read()}
     for name in ("ledger.jsonl", "evaluations.jsonl", *predictions):

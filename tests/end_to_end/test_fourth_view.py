@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cclm.cli.__main__ import main as cclm
 from cclm.data.ledger import step_sum
 from cclm.data.loader import StepDataset
 from cclm.data.tokens import load_tokenizer
@@ -20,13 +18,12 @@ from cclm.engine.stored_weights import load_full_state
 from cclm.run.stop import STOPPED_CODE
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset
-from tests.end_to_end.train_four_views import STEPS, config_of
+from tests.end_to_end.train_four_views import STEPS, config_of, main
 from tests.fourth_view import TABLE, spectrogram
+from tests.ranks.harness import in_group, on_ranks
 from tests.same_runs import values_of
 from tests.tiny_run import write_corpus
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 BROKEN = {11, 40, 71}
 
 
@@ -37,13 +34,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(corpus: Path, run: Path, *stop_after: str) -> int:
     """Train on two ranks; returns the exit code."""
-    program = ["python", "-m", "tests.end_to_end.train_four_views", str(corpus), str(run), *stop_after]
-    command = [sys.executable, "-m", "launch", "run", "--ranks", "2", "--run-folder", str(run), "--", *program]
-    result = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert result.returncode in (0, STOPPED_CODE), result.stdout + result.stderr
-    return result.returncode
+    first, second = on_ranks(in_group, 2, main, [str(corpus), str(run), *stop_after], timeout_s=900.0)
+    assert first == second
+    return first
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +81,7 @@ def test_it_is_in_the_ledger(corpus: Path, unbroken: Path) -> None:
         {name: step_sum(view.ledger_S.numpy()) for name, view in dataset[step].views.items()} for step in range(STEPS)
     ]
     assert sums == expected and all(set(of_step) == {"audio_text", "image_text", "text_pair"} for of_step in sums)
-    command = [sys.executable, "-m", "cclm.cli", "verify-ledger", str(unbroken)]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert cclm(["verify-ledger", str(unbroken)]) == 0
 
 
 @pytest.mark.slow

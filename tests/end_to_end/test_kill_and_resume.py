@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from cclm.run.stop import STOPPED_CODE
+from pretrain.__main__ import main as pretrain
+from tests.ranks.harness import in_group, on_ranks
 from tests.same_runs import different, different_losses, different_samples, different_weights, values_of
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
@@ -47,10 +49,7 @@ def settings(corpus: Path, run: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = subprocess.run(
-        command(settings(corpus, run), run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert on_ranks(in_group, 2, pretrain, ["--recipe", str(settings(corpus, run))], timeout_s=240.0) == [0, 0]
     return run
 
 

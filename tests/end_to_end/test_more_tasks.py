@@ -9,7 +9,7 @@ import pytest
 
 from cclm.evaluate.results import ResultStore, derive, predictions_of
 from tests.left_to_long import left_to_long
-from tests.tiny_finetune import SEEDS, command, pretrained_run, run, stand_in
+from tests.tiny_finetune import SEEDS, command, pretrained_run, run, run_here, stand_in
 
 pytestmark = pytest.mark.slow
 TINY = {"max_tokens": 8, "transform.method": "none"}
@@ -57,7 +57,7 @@ def test_it_learns_and_every_number_can_be_derived(pretrained: Path, tmp_path: P
     data = stand_in(task, tmp_path / "data")
     for seed in SEEDS:
         folder = tmp_path / f"run-{seed}"
-        run(command(task, pretrained, data, folder, {**settings, "seed": seed}), ranks=2)
+        run_here(command(task, pretrained, data, folder, {**settings, "seed": seed}), ranks=2)
         results = ResultStore(folder / "results.jsonl").read()
         has_learned = all(result.value >= 95 for result in results)
         if has_learned or is_short:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_finetune import run
+from tests.tiny_finetune import run_here
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ def test_both_ways_agree_on_two_ranks(tmp_path: Path) -> None:
         settings["track"] = {"every_steps": 1, "tensorboard": False}
         path = write_recipe(tmp_path / f"{way}.yaml", settings)
         words = ["-m", "pretrain", "--recipe", str(path), "--run_folder", json.dumps(str(tmp_path / way))]
-        run(words, ranks=2)
+        run_here(words, ranks=2)
         lines = [json.loads(line)["values"] for line in (tmp_path / way / "log.jsonl").read_text().splitlines()]
         found[way] = [value for line in lines for name, value in line.items() if not name.startswith("speed/")]
     assert len(found["torch"]) > 6

@@ -1,11 +1,7 @@
-"""The program of `test_fourth_view`: pre-training with a view of its own, which is all that it adds to `pretrain`.
-
-python -m tests.end_to_end.train_four_views CORPUS RUN_FOLDER [STOP_AFTER]
-"""
+"""The program of `test_fourth_view`: pre-training with a view of its own, which is all that it adds to `pretrain`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +35,7 @@ def config_of(corpus: Path, run_folder: Path) -> RunConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, or go on; with STOP_AFTER, ask for a stop when so many steps are done."""
+    """Train, or go on: CORPUS RUN_FOLDER [STOP_AFTER]. With the last, ask for a stop when so many steps are done."""
     corpus, run_folder, *rest = arguments
     config = config_of(Path(corpus), Path(run_folder))
     with StopRequest.listening() as stop, open_run(config, stop, TABLE) as run:
@@ -57,7 +53,3 @@ def stopping(run: Run, steps: int) -> Run:
             yield batch, on_device
 
     return replace(run, batches=batches)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.left_to_long import left_to_long
 from tests.parity.test_families import BEIT, MODELS, SWIN, model, tower
 from tests.ranks.harness import Case, History, drive, make_deepspeed, on_ranks, train_plain
 from tests.tiny_run import recipe, write_corpus, write_recipe
@@ -27,6 +28,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "siglip": MODELS["siglip"],
     "dinov2": tower("dinov2", image_size=16, patch_size=4, drop_path_rate=0.2),
 }
+EVERY_MODE = dict.fromkeys(NETWORKS, MODES)
+MODES_OF = {"conv_vit": MODES, "swin": ("none", "full"), "beit": ("none", "selective")}
+MODES_OF |= {"siglip": ("none", "elementwise"), "dinov2": ("none", "full")}
+"""On ranks: each mode with a network, each network with a mode."""
+ALONE = [(network, precision) for network in NETWORKS for precision in ("fp32", "bf16")]
 SHIPPED = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
 """As the demo trains: among others, whole layers as leaf modules."""
 RANKS: dict[str, dict[str, Any]] = {
@@ -71,9 +77,11 @@ def assert_equal(histories: dict[str, History]) -> None:
             assert [name for name in reference if not torch.equal(ours[name], reference[name])] == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_plain_engine(paths: dict[str, dict[str, str]], network: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    "of_one", left_to_long(ALONE, ("beit", "bf16"), ("siglip", "bf16"), ("dinov2", "bf16")), ids="-".join
+)
+def test_plain_engine(paths: dict[str, dict[str, str]], of_one: tuple[str, str]) -> None:
+    network, precision = of_one
     cases = {mode: case_of(paths[network][mode], precision=precision) for mode in MODES}
     assert_equal({mode: train_plain(case) for mode, case in cases.items()})
 
@@ -88,9 +96,10 @@ def test_layouts_of_texts(paths: dict[str, dict[str, str]], tmp_path: Path, layo
     assert_equal(histories)
 
 
-def test_two_ranks(paths: dict[str, dict[str, str]]) -> None:
+@pytest.mark.parametrize("modes_of", left_to_long([MODES_OF, EVERY_MODE], EVERY_MODE), ids=["one of all", "all"])
+def test_two_ranks(paths: dict[str, dict[str, str]], modes_of: dict[str, tuple[str, ...]]) -> None:
     """ZeRO-3 with every network; other stages, leaf modules and bf16 with one."""
-    wanted = [(network, "zero3", MODES) for network in NETWORKS]
+    wanted = [(network, "zero3", modes) for network, modes in modes_of.items()]
     wanted += [("conv_vit", kind, ("none", "full")) for kind in RANKS if kind != "zero3"]
     cases = [
         case_of(paths[network][mode], **RANKS[kind], num_steps=1) for network, kind, modes in wanted for mode in modes

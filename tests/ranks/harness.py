@@ -8,8 +8,10 @@ top-level functions, because ranks import them by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace  # noqa: F401 - tests vary cases with replace
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor, nn
 
@@ -72,6 +74,12 @@ def train_plain(case: Case) -> History:
 def train_ranks(case: Case, world_size: int = 2) -> list[History]:
     """Train on `world_size` gloo ranks with DeepSpeed; one history per rank."""
     return on_ranks(_train_rank, world_size, case, timeout_s=case.timeout_s)
+
+
+def in_group(program: Callable[[list[str]], int], words: list[str]) -> int:
+    """A program's `main` on a rank, which has its process group: as under `launch run`, without the imports."""
+    with patch("cclm.train.build.process_group", lambda topology: nullcontext()):
+        return program(words)
 
 
 def make_plain(case: Case) -> PlainEngine[Batch]:

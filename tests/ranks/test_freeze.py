@@ -22,6 +22,7 @@ from cclm.engine.protocol import seed_initialisation
 from cclm.engine.stored_weights import load_full_state
 from cclm.run.checkpoints import newest_complete, step_folder
 from pretrain.__main__ import main as pretrain
+from tests.left_to_long import left_to_long
 from tests.ranks.harness import Case, drive, gradient_errors, make_deepspeed, on_ranks, train_plain, train_ranks
 from tests.ranks.toy import joint_batch, make_toy
 from tests.tiny_run import recipe, write_corpus, write_recipe
@@ -84,13 +85,22 @@ def _go_on_each(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("stage", "zero_options", "threshold"), [(0, {}, 0), (1, {}, 0), (2, {}, 0), (3, {}, 100), (3, LEAVES, 0)]
-)
-def test_every_part_at_every_stage(stage: int, zero_options: dict[str, Any], threshold: int, tmp_path: Path) -> None:
+STAGES = {
+    "0": {"stage": 0},
+    "1": {"stage": 1},
+    "2": {"stage": 2},
+    "3": {"stage": 3, "persistence_threshold": 100},
+    "3, leaves": {"stage": 3, "zero_options": LEAVES},
+}
+SOME = {"0": ("image tower", "text tower"), "1": ("embeddings", "all but the heads"), "2": ("fusion encoder",)}
+FROZEN = [(stage, SOME.get(stage, tuple(PARTS))) for stage in STAGES]
+EVERY = [(stage, tuple(PARTS)) for stage in SOME]
+
+
+@pytest.mark.parametrize("frozen", left_to_long([*FROZEN, *EVERY], *EVERY), ids=lambda one: f"{one[0]}-{len(one[1])}")
+def test_every_part_at_every_stage(frozen: tuple[str, tuple[str, ...]], tmp_path: Path) -> None:
     """As the plain engine; bit by bit as at the start; without moments; and on one rank from the two ranks' files."""
-    options = {"stage": stage, "zero_options": zero_options, "persistence_threshold": threshold}
-    cases = {name: case_of(prefixes, **options) for name, prefixes in PARTS.items()}
+    cases = {name: case_of(PARTS[name], **STAGES[frozen[0]]) for name in frozen[1]}
     first, second = on_ranks(_train_each, 2, cases, tmp_path, timeout_s=300.0)
     alone = on_ranks(_go_on_each, 1, cases, tmp_path, timeout_s=300.0)[0]
     for name, case in cases.items():
