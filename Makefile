@@ -63,7 +63,7 @@ test: $(INSTALLED) ## The whole test suite: what is quick, then what is slow
 slow: $(INSTALLED) ## The test suite without what make check runs: what starts ranks and programs, matrices, whole runs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not long" --durations=25 < /dev/null
 
-test-long: $(INSTALLED) ## What make test leaves out: further tasks, ranks and kernels of what it looks at (15 minutes)
+test-long: $(INSTALLED) ## What make test leaves out: further tasks, ranks, modes and kernels of what it looks at (20 minutes)
 	@$(BIN)/python -m pytest -m long --durations=15 < /dev/null
 
 test-slurm: $(INSTALLED) ## Jobs on real Slurms of three nodes, started here for the tests (root; 4 to 8 minutes), and on Ray
