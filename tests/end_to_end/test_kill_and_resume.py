@@ -49,7 +49,7 @@ def settings(corpus: Path, run: Path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert on_ranks(in_group, 2, pretrain, ["--recipe", str(settings(corpus, run))], timeout_s=240.0) == [0, 0]
+    assert on_ranks(in_group, 2, pretrain, ["--recipe", str(settings(corpus, run))], timeout_s=600.0) == [0, 0]
     return run
 
 
