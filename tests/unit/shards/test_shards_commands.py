@@ -185,6 +185,14 @@ def test_a_mistake_is_one_sentence_and_status_two(tmp_path: Path, capsys: pytest
     assert "expected a shard set, or a folder of shard sets" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name, got in (("mine.yaml", "which is a file"), ("link", f"a link to {tmp_path}/gone, where there is nothing")):
+        assert run("build", recipe, "--out", tmp_path / name)[0] == 2
+        assert got in capsys.readouterr().err
+    assert not (tmp_path / "gone").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
