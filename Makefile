@@ -53,15 +53,12 @@ quick: $(INSTALLED)
 figures: $(INSTALLED) ## The house style in numbers; size by folder against its budget
 	@$(BIN)/python -m tests.architecture.figures
 
-test: $(INSTALLED) ## The whole test suite: what is quick, then what is slow
-	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page" --ignore=tests/mteb < /dev/null || status=1; \
-	$(MAKE) --no-print-directory slow || status=1; \
-	exit $$status
+test: $(INSTALLED) ## The whole test suite: what is quick (CHECKED=1: not again behind make check), then what is slow
+	@$(MAKE) --no-print-directory -k $(if $(CHECKED),,quick) slow
 
 # By file, because the tests of a file share runs; in the order of the tree, so that small files come last.
 slow: $(INSTALLED) ## The test suite without what make check runs: what starts ranks and programs, matrices, whole runs
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not long" --durations=25 < /dev/null
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(slow or gpu or slurm) and not (long or page)" --durations=25 < /dev/null
 
 test-long: $(INSTALLED) ## What make test leaves out: further tasks, ranks, modes and kernels of what it looks at (20 minutes)
 	@$(BIN)/python -m pytest -m long --durations=15 < /dev/null
