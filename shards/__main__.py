@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from cclm.errors import CclmError
-from cclm.files.command_line import Parser
+from cclm.files.command_line import Parser, open_output
 from shards.download.options import add_command as add_download
 from shards.parts import read_share
 
@@ -286,6 +286,7 @@ _positive.__name__ = "number of at least 1"  # argparse's words: "invalid number
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 faults found, 2 a mistake or broken input, 130 stopped."""
+    open_output()
     parsed = _parser().parse(arguments)
     run: Callable[[argparse.Namespace, Console], int] = parsed.run
     try:

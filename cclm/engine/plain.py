@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.collectives import SINGLE
-from cclm.engine.optimizer import build_adamw, parameter_groups, trained_parameters
+from cclm.engine.optimizer import build_adamw, parameter_groups, total_norm, trained_parameters
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_reaches_trained, not_finite
 from cclm.engine.protocol import BatchType, Engine, Updated
@@ -63,7 +63,7 @@ class PlainEngine(Engine[BatchType]):
 
     def _update(self, max_norm: float) -> Updated:
         parameters, bad = trained_parameters(self.module), list[str]()
-        norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        norm = total_norm(one.grad for one in parameters if one.grad is not None)
         is_good = bool(norm.isfinite() & (norm <= max_norm))  # waits for a GPU, as DeepSpeed does
         if is_good:
             nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm or math.inf, norm)

@@ -4,7 +4,7 @@
     plain, 0     N                             (the same)                      T           2 T
     1            N                             T / W                           T, T / W    2 T / W
     2            N                             T / W                           T / W       2 T / W
-    3            N / W, and what is gathered   T / W                           T / W       2 T / W
+    3            N / W, and what is gathered   T / W; in fp32 (the same)       T / W       2 T / W
 
 All but the weights are fp32. Besides: the buckets in which gradients are summed over ranks, what autograd keeps, the
 block of masked-LM logits with the gradient of the word table, and what a process has before it holds a tensor.
@@ -40,7 +40,7 @@ class Memory:
     logits: float
     """The block of masked-LM logits that exists at once, and the gradient of the word table that it makes."""
     updating: float
-    """Gradients in a row, while weights are updated: instead of activations and logits."""
+    """Of ZeRO 1 and 2 gradients in a row, while weights are updated: instead of activations and logits."""
 
     snapshot: float
     """The copy from which a checkpoint is written in the background; on a GPU it is the node's memory."""
@@ -64,7 +64,8 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
     bucket = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
     sums = bucket * sharding.gradient_bytes if count > 1 else 0.0
     if stage == 3:
-        weights = size / count * value + held
+        apart = 0.0 if value == FP32 and not sharding.offloads else held
+        weights = size / count * value + apart
         gathered = kept_share(case, size) * size * value if count > 1 else 0.0
         weights += gathered
         if device == "cpu":  # pieces that DeepSpeed puts together elsewhere: the C library keeps their memory, too
@@ -89,7 +90,7 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
         moments=moments,
         activations=_activations(case, count, checkpointing),
         logits=logits + FP32 * words * case.config.model.width,
-        updating=held if stage else 0.0,
+        updating=held if stage in (1, 2) else 0.0,
         snapshot=checkpoint_bytes(case) / count if device == "cpu" and case.config.checkpoint.background else 0.0,
         returns_memory=device == "cuda",
     )

@@ -98,8 +98,9 @@ class InferenceMethods:
         all at once.
 
         Raises:
-            ValueError: another number of images than the model reads for a text.
+            ValueError: another number of images than the model reads for a text, or of texts.
         """
+        _check_rows(pixel_values, input_ids)
         texts, size = tidy_texts(self, input_ids, attention_mask), batch_size or len(input_ids)
         parts = zip(*(torch.split(given, size) for given in (pixel_values, *texts)), strict=True)
         return torch.cat([self.match_logits(_look(self, *part), part[2]) for part in parts])
@@ -140,6 +141,8 @@ class InferenceMethods:
         Raises:
             ValueError: a model that reads several images.
         """
+        if top_k < 1:
+            raise ValueError(f"rerank: expected top_k of at least 1, got {top_k}. Leave it away for 16.")
         image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "rerank")
         cosine_TI = self.project_texts(text_TLD, mask_TL) @ self.project_images(image_IND).T
         cosine_TK, image_TK = cosine_TI.topk(min(top_k, len(image_IND)), dim=1)
@@ -329,9 +332,18 @@ def tidy_texts(
 
 def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:
     """Fused states of texts that each read their image, or their several images."""
+    _check_rows(pixel_values, input_ids)
     number = model.fusion_encoder.num_memories
     memory = model.encode_images(pixel_values) if number == 1 else _several_images(model, pixel_values, number)
     return model.fuse(model.encode_texts(input_ids, mask_BL), mask_BL, memory)
+
+
+def _check_rows(pixel_values: Tensor, input_ids: Tensor) -> None:
+    if len(pixel_values) != len(input_ids):
+        raise ValueError(
+            f"pixel_values: expected images for each text, got {len(pixel_values)} for {len(input_ids)} texts. "
+            "`score_all` takes every image with every text."
+        )
 
 
 def _several_images(model: InferenceMethods, pixel_values: Tensor, number: int) -> Sequence[Tensor]:

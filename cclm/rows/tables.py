@@ -101,7 +101,7 @@ def _table_rows(
                 continue
         if least <= len(cells) <= len(names):
             yield number, dict(zip(names, cells, strict=False))
-        else:
+        elif cells != [""]:  # a blank line is no row
             yield number, bad("line_broken", "a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.describe import add_fields, read_fields
+from cclm.files.shipped import CHECKOUT
 from launch.commands.parsers import add_command, say
 from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
@@ -20,6 +21,7 @@ from launch.plan.recipe import (
     merge_recipe,
     program_of,
     read_recipe,
+    recipes_of,
     run_folder_of,
     write_recipe,
 )
@@ -119,6 +121,9 @@ def plan_run(
 ) -> SlurmPlan:
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
     if recipe is not None:
+        if not Path(program_of(recipe[0])).is_dir():  # its code is copied for the job
+            expected, do = "the checkout as working folder", f"cd {CHECKOUT}"
+            raise ConfigError(where="submit", expected=expected, got=str(Path.cwd()), do=do)
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", program_of(recipe[0]), "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))
@@ -149,7 +154,7 @@ def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     from launch.slurm.restart import why_not_done
     from launch.slurm.submit import submit
 
-    origin = find_recipe(options.recipe or "", Path("shards/recipes"))
+    origin = find_recipe(options.recipe or "", recipes_of("shards"))
     folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
     content = merge_recipe(origin, command)
     recipe = folder / RECIPE_NAME

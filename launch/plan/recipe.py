@@ -16,7 +16,7 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.overrides import plain_value
 from cclm.files.reading import read_yaml, to_yaml
-from cclm.files.shipped import find_shipped
+from cclm.files.shipped import CHECKOUT, find_shipped
 from cclm.recipe.words import MEASURE, spelled_out, to_measure
 
 RECIPE_NAME = "recipe.yaml"
@@ -45,11 +45,17 @@ def read_recipe(name: str, overrides: Sequence[str], world_size: int, *, files_e
     """Find, check and read a training recipe with its overrides; "measure" is that of a run, which they name first."""
     if name == MEASURE:
         _, name, *overrides = to_measure(overrides)
-    shipped = [Path(program) / "recipes" for program in TRAINING]
+    shipped = [recipes_of(program) for program in TRAINING]
     origin = find_recipe(name, next((folder for folder in shipped if (folder / f"{name}.yaml").is_file()), shipped[0]))
     content = merge_recipe(origin, overrides)
     check_recipe(origin, overrides, world_size, files_exist=files_exist)
     return content, origin
+
+
+def recipes_of(program: str) -> Path:
+    """Return a program's folder of recipes: the working folder's, if that is a checkout."""
+    here = Path(program) / "recipes"
+    return here if here.is_dir() else CHECKOUT / here
 
 
 def find_recipe(name: str, shipped: Path) -> Path:
@@ -135,7 +141,7 @@ def recipe_of(command: Sequence[str], world_size: int) -> Recipe | None:
     if not names:
         return None
     # What stands in a recipe behind another one (`--recipe few_shot`) wins over that one, key by key.
-    others = (find_recipe(name, Path(command[start - 1]) / "recipes") for name in names[1:])
+    others = (find_recipe(name, recipes_of(command[start - 1])) for name in names[1:])
     behind = [word for path in others for word in as_options(dotted(merge_recipe(path, ())))]
     return read_recipe(names[0], [*behind, *overrides], world_size)
 

@@ -29,9 +29,12 @@ SBATCH_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")
 """Fields that are passed on to sbatch as they are."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 SINGLE_OPTION = re.compile(r"[a-z][a-z0-9-]*")
-OURS = frozenset({"job-name", "nodes", "ntasks-per-node", "time", "output", "signal", "requeue", "open-mode"})
-OURS |= {"array", "dependency"}
-"""Options of sbatch that the plan decides."""
+OURS = {name: name for name in (*SBATCH_OPTIONS, "nodes", "gpus-per-node", "cpus-per-task", "time", "array")}
+OURS |= {"job-name": "name", "ntasks-per-node": "tasks-per-node", "signal": "save-s", "dependency": "after"}
+OURS |= dict.fromkeys(("output", "requeue", "open-mode"), "")
+"""Options of sbatch that the plan decides, by the option that it decides them from."""
+GPUS = re.compile(r"(gpus|gpus-per-task|gpus-per-socket)=|(gres|tres-per-task|tres-per-node)=.*gpu")
+"""Ways to ask sbatch for GPUs, of which a plan without GPUs would not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +216,8 @@ def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
         if not SINGLE_OPTION.fullmatch(key) or "\n" in value:
             yield f"--sbatch {key}={value} is no option of sbatch"
         elif key in OURS:
-            yield f"--sbatch {key}: use --{key}" if key in ("nodes", "time") else f"--sbatch {key}: the plan sets it"
+            yield f"--sbatch {key}: use --{OURS[key]}" if OURS[key] else f"--sbatch {key}: the plan sets it"
+        elif not request.gpus_per_node and GPUS.match(f"{key}={value}"):
+            yield f"--sbatch {key}={value} without --gpus-per-node: the ranks would run on the CPU"
     if re.search(r"[\s%'\"\\$`]", str(request.run_folder)):
         yield f"the run folder {str(request.run_folder)!r} has a character that sbatch or the shell would expand"

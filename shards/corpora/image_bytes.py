@@ -39,7 +39,7 @@ def load_first(folders: Sequence[Path], name: str) -> bytes:
         if path.is_file():  # devices and pipes are none: reading them might never end
             with _missing(str(path)):
                 return path.read_bytes()
-    return refuse("image_missing", f"{name} in {', '.join(map(str, folders))}", "no such file", name)
+    return refuse("image_missing", f"{name} in {', '.join(map(str, folders))}", "no such file")
 
 
 def load_span(path: Path, offset: int, size_bytes: int) -> bytes:

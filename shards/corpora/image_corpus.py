@@ -16,7 +16,7 @@ from typing import Any
 
 from cclm.data.decoding import stored_orientation
 from cclm.rows.cells import Captions, captions, gathered, identifier
-from cclm.rows.guard import bad, mistaken, refuse, shown
+from cclm.rows.guard import bad, data_errors, mistaken, refuse, shown
 from cclm.rows.lines import plain_suffix
 from cclm.rows.tables import TABLE_SUFFIXES, Row, read_rows
 from cclm.types import ImageTextRecord, Region
@@ -66,7 +66,8 @@ def make_record(row: ImageRow) -> ImageTextRecord:
     of_image = _without_blanks(row.captions)
     if not of_image:
         refuse("captions_empty", "a caption that is not blank", shown(row.captions), row.where)
-    image = row.image()
+    with data_errors(row.where):
+        image = row.image()
     image_format = image_format_of(image, row.where)
     size = image_size(image, row.where)
     worded = [

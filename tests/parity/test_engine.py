@@ -15,7 +15,7 @@ MIXED = Case(make_module=make_toy, make_batch=mixed_batch, num_steps=5, keeps_gr
 SHIPPED_FOR_CPU = json.loads(Path("ds_configs/zero3_cpu.json").read_text())["zero_optimization"]
 """Among others, whole layers as leaf modules (the toy's layers have the real ones' class name)."""
 GRADIENT_TOLERANCE = 1e-5
-"""fp32 sums in another order, relative to the largest gradient entry; a stale gradient is off by more than 1e-3."""
+"""fp32 sums in another order, relative to the largest entry; a stale gradient, clipped as it is, is off by far more."""
 
 
 @pytest.mark.slow
@@ -32,10 +32,9 @@ def test_gradients_of_joint_image_only_and_text_only_steps(has_guard: bool) -> N
         assert max(worst) < GRADIENT_TOLERANCE
     else:
         assert max(worst[:2]) < GRADIENT_TOLERANCE  # joint, image-only: nothing stale yet
-        assert worst[2] > 1e-3  # text-only after image-only
-        stale = {
-            name for name, error in gradient_errors(ours.gradients[2], reference.gradients[2]).items() if error > 1e-3
-        }
+        assert worst[2] > 10 * GRADIENT_TOLERANCE  # text-only after image-only
+        errors = gradient_errors(ours.gradients[2], reference.gradients[2])
+        stale = {name for name, error in errors.items() if error > GRADIENT_TOLERANCE}
         assert stale
         assert all(".vision." in name or ".patches." in name or ".image_projection." in name for name in stale)
 

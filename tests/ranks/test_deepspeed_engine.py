@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cclm.data.batch import Batch
-from cclm.distributed.collectives import SINGLE, Collectives
+from cclm.distributed.collectives import SINGLE, Collectives, collectives, reduce_scatter
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.protocol import Losses
@@ -83,6 +83,49 @@ def test_an_update_waits_for_the_device_only_to_learn_whether_gradients_are_fini
     own = [place for _, place in found if not place.startswith("deepspeed/")]
     assert [place.rpartition(":")[0] for place in own] == (["cclm/engine/deepspeed/skipping.py"] if stage == 0 else [])
     assert stage == 0 or found, "DeepSpeed asks itself"
+
+
+def _places(case: Case) -> list[tuple[bool, bool]]:
+    """Of each group: whether its weights are those that are gathered, and its gradients those that were reduced."""
+    engine = make_deepspeed(case)
+    zero, found = engine.optimizer, list[tuple[bool, bool]]()
+    update = zero._optimizer_step
+
+    def look(group: int) -> None:
+        weights, gathered = zero.fp32_partitioned_groups_flat[group], zero.fp16_partitioned_groups_flat[group]
+        buffer = zero.grad_partitions_flat_buffer.untyped_storage().data_ptr()
+        found.append((weights.data_ptr() == gathered.data_ptr(), weights.grad.untyped_storage().data_ptr() == buffer))
+        update(group)
+
+    zero._optimizer_step = look
+    drive(engine, case, range(1))
+    return found
+
+
+@pytest.mark.slow
+def test_nothing_is_copied_that_is_there() -> None:
+    [found, _] = on_ranks(_places, 2, CASE)
+    assert len(found) == 2 and all(weights and gradients for weights, gradients in found)
+    [found, _] = on_ranks(_places, 2, replace(CASE, precision="bf16"))
+    assert all(not weights and gradients for weights, gradients in found)
+
+
+def _reduce_scatter(dtype: torch.dtype) -> list[Tensor]:
+    ranks, found = collectives(), []
+    for width in (1, 5):
+        parts = torch.arange(3.0 * width).view(3, width).to(dtype) + 10 * ranks.rank
+        reduce_scatter(parts[ranks.rank], parts)
+        found.append(parts[ranks.rank])
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_gets_the_sum_of_its_part_where_the_part_was() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for rank, found in enumerate(on_ranks(_reduce_scatter, 3, dtype)):
+            for own in found:
+                first = rank * len(own)
+                assert own.tolist() == [30.0 + 3 * value for value in range(first, first + len(own))]
 
 
 def _meet_a_nan(case: Case) -> tuple[float, bool, list[float]]:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed.quirks import let_leaves_see_gradients, owns_boundary, start_deepspeed
+from cclm.engine.deepspeed.quirks import let_leaves_see_gradients, owns_boundary, spare_copies, start_deepspeed
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
@@ -77,6 +77,7 @@ def initialise(
     engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
     if zero_stage(ds_config) == 3:
         let_leaves_see_gradients(door)
+        spare_copies(engine.optimizer, topology.device)
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     if getattr(scaler, "dynamic", False):
         scaler.raise_error_at_min_scale = False  # how many updates may be skipped is told by `health`

@@ -36,21 +36,30 @@
     (tests/ranks/test_skipped_updates.py)
 13. In bf16 `zero.Init` makes `torch.arange` round, too, and its engine rounds buffers: rotary positions beyond some 100
     would be wrong. → `sharded_construction`, `HFTextEncoder` (tests/ranks/test_sharded_build.py)
+14. In fp32 ZeRO-3 keeps the weights twice (it compares a device with a device's name), and copies them after each
+    update; in all precisions it copies the gradients of an update into a row, in which they lie already, and into
+    float64 for their norm (spared on a CPU). → `spare_copies`
+    (tests/ranks/test_deepspeed_engine.py::test_nothing_is_copied_that_is_there)
+15. On CPUs every rank reduces a copy of all gradients of ZeRO-3, of which it then takes its share: so torch does over
+    gloo. → `start_deepspeed`, `reduce_scatter`
+    (tests/ranks/test_deepspeed_engine.py::test_a_rank_gets_the_sum_of_its_part_where_the_part_was)
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from torch import nn
+from torch import Tensor, nn
 
+from cclm.distributed.collectives import reduce_scatter
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
-from cclm.engine.optimizer import num_dimensions
+from cclm.engine.optimizer import num_dimensions, total_norm
 from cclm.errors import ConfigError
 
 
@@ -68,9 +77,42 @@ def start_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device.type == "cpu":
         deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
+        from deepspeed.runtime.comm import coalesced_collectives
+
+        coalesced_collectives._torch_reduce_scatter_fn = _reduce_scatter
     _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     return deepspeed
+
+
+def spare_copies(zero: Any, device: torch.device) -> None:
+    """Of ZeRO-3: let fp32 weights be the ones that are gathered, and an update read the gradients where they lie."""
+    if device.type == "cpu":
+        zero.get_grad_norm_direct = partial(_norm_of_group, zero)
+    if not zero.offload_optimizer:
+        pairs = zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True)
+        for flat, gathered in pairs:
+            if gathered is not None and (flat.dtype, flat.device) == (gathered.dtype, gathered.device):
+                flat.data = gathered.data
+    zero.flatten = partial(_in_a_row, zero.flatten)
+
+
+def _norm_of_group(zero: Any, gradients: list[Tensor], parameters: list[Any], norm_type: float = 2.0) -> Tensor:
+    """Norm over the ranks of the gradients of a group, [] float64; -1 if it is not finite, as DeepSpeed says it."""
+    square = total_norm(gradients).square()
+    torch_dist.all_reduce(square, group=zero._get_param_partition_group(parameters[0]))
+    norm = square.sqrt()
+    return torch.where(norm.isfinite(), norm, -1.0)
+
+
+def _in_a_row(copied: Callable[[list[Tensor]], Tensor], tensors: list[Tensor]) -> Tensor:
+    """Return tensors as one; as a view if each begins where the one before ends."""
+    starts = [one.storage_offset() for one in tensors]
+    ends = [start + one.numel() for start, one in zip(starts, tensors, strict=True)]
+    storages = {one.untyped_storage().data_ptr() for one in tensors}
+    if len(storages) > 1 or starts[1:] != ends[:-1] or not all(one.is_contiguous() for one in tensors):
+        return copied(tensors)
+    return tensors[0].as_strided((ends[-1] - starts[0],), (1,), starts[0])
 
 
 def owns_boundary(ds_config: Mapping[str, Any]) -> bool:
@@ -96,7 +138,7 @@ def let_leaves_see_gradients(module: nn.Module) -> None:
     from deepspeed.utils import z3_leaf_module
 
     def see(owner: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        floating = [one for one in inputs if isinstance(one, torch.Tensor) and one.is_floating_point()]
+        floating = [one for one in inputs if isinstance(one, Tensor) and one.is_floating_point()]
         if not floating or not torch.is_grad_enabled() or any(one.requires_grad for one in floating):
             return None
         seen = floating[0].detach().requires_grad_()
@@ -117,6 +159,11 @@ def check_parameters_have_dimensions(module: nn.Module) -> None:
             do="Give them the shape (1,).",
             where="training module",
         )
+
+
+def _reduce_scatter(parts: Tensor, own: Tensor, group: Any = None) -> None:
+    """DeepSpeed's, in its order of arguments."""
+    reduce_scatter(own, parts, group)
 
 
 def _import_muon_without_compiler() -> None:

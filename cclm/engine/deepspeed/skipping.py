@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cclm.engine.optimizer import trained_parameters
+from cclm.engine.optimizer import total_norm, trained_parameters
 from cclm.engine.parts import not_finite
 from cclm.engine.protocol import Updated
 
@@ -68,8 +68,7 @@ def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) 
 
 def _update_whole(runner: Any, module: nn.Module, max_norm: float) -> Updated:
     """Of stage 0: the optimizer is ours, and DeepSpeed asks it whether there was an overflow, as it asks its own."""
-    gradients = [value.grad for value in trained_parameters(module) if value.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = total_norm(value.grad for value in trained_parameters(module) if value.grad is not None)
     if bool(norm.isfinite() & (norm <= max_norm)):
         runner.step()
         return Updated(norm, True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates
+from cclm.engine.optimizer import build_adamw, parameter_groups, set_learning_rates, total_norm
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError, Problem
 from cclm.files.reading import typed_values
@@ -30,6 +30,14 @@ class Small(nn.Module):
 def _names(module: nn.Module, config: OptimizerConfig) -> dict[str, set[str]]:
     by_id = {id(parameter): name for name, parameter in module.named_parameters()}
     return {group["name"]: {by_id[id(item)] for item in group["params"]} for group in parameter_groups(module, config)}
+
+
+def test_a_norm_is_exact_whatever_the_size() -> None:
+    """Torch's own of so many values in a row is a hundredth too small."""
+    whole = torch.full((1 << 24,), 1e-3)
+    found = total_norm([whole.view(4096, 4096), torch.zeros(3), torch.full((2, 1), 2.0)])
+    assert found.dtype == torch.float64
+    assert float(found) == pytest.approx((2.0**24 * 1e-6 + 8) ** 0.5, rel=1e-5)
 
 
 def test_decay_is_for_matrices_and_embeddings() -> None:

@@ -132,7 +132,7 @@ def test_frozen_parameters_have_neither_gradient_nor_moments(case: Case) -> None
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [(0, 4 + 4 + 8), (1, 4 + 2 + 4 + 2 + 4), (2, 4 + 2 + 2 + 4), (3, 2 + 2 + 2 + 4)],
+    [(0, 4 + 4 + 8), (1, 4 + 2 + 4 + 2 + 4), (2, 4 + 2 + 2 + 4), (3, 2 + 2 + 4)],
 )
 def test_states_of_each_stage_in_bytes_a_parameter(case: Case, stage: int, expected: int) -> None:
     """On two ranks in fp32, without buckets and what ZeRO-3 gathers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,19 @@ def test_a_model_of_pairs_reads_both_images_and_refuses_one(models: dict[str, CC
     for method in (model.score_all, model.rerank):
         with pytest.raises(ValueError, match=r"got one that reads 2\. Use `score`"):
             method(pictures(5), ids_BL, mask_BL)
+
+
+@pytest.mark.parametrize("number", [1, 4, 6])
+def test_each_text_has_its_image(models: dict[str, CCLMModel], number: int) -> None:
+    model, (ids_BL, mask_BL) = models["swin_regions"], texts()
+    said = f"got {number} for 5 texts. `score_all` takes"
+    for look in (model.score, partial(model.score, batch_size=1), model.locate):
+        with pytest.raises(ValueError, match=said):
+            look(pictures(number), ids_BL, mask_BL)
+    with pytest.raises(ValueError, match=said):
+        model.fill_mask(*masked_texts(), pixel_values=pictures(number), mask_token_id=MASK)
+    with pytest.raises(ValueError, match="top_k of at least 1, got 0"):
+        model.rerank(pictures(number), ids_BL, mask_BL, top_k=0)
 
 
 @pytest.mark.parametrize("kind", SINGLE)

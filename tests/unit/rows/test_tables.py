@@ -35,6 +35,15 @@ def test_a_tsv_file_splits_at_newlines_and_tabs_only(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("name", "options"), [("t.tsv", {"columns": ["a", "b"]}), ("t.tsv", {}), ("t.csv", {})])
+def test_blank_lines_are_no_rows(tmp_path: Path, name: str, options: Any, end: str) -> None:
+    cell = "," if name == "t.csv" else "\t"
+    (tmp_path / name).write_bytes(f"a{cell}b{end}{end}1{cell}2{end}{end}".encode())
+    rows, bad = rows_of(tmp_path / name, needed=["a", "b"], **options)
+    assert rows[-1] == {"a": "1", "b": "2"} and not bad
+
+
 def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes('\ufeffa,b\n"x,\ny","q""q"\nonly\n1,2,3\nlast,\n'.encode() + b"\xff,1\n")

@@ -44,6 +44,8 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert reasons == ["captions_empty", "image_missing", "image_truncated", "line_broken"]
     broken = next(error for error in refused.values() if error.reason == "line_broken")
     assert "captions.jsonl:7: expected one JSON object a line, in UTF-8" in str(broken)
+    missing = next(error for error in refused.values() if error.reason == "image_missing")
+    assert missing.where.startswith("captions.jsonl:"), "refusals name the table's line"
 
 
 def test_a_picture_that_ends_well_but_does_not_decode(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -184,6 +185,14 @@ def test_a_mistake_is_one_sentence_and_status_two(tmp_path: Path, capsys: pytest
     assert "expected a shard set, or a folder of shard sets" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for name, got in (("mine.yaml", "which is a file"), ("link", f"a link to {tmp_path}/gone, where there is nothing")):
+        assert run("build", recipe, "--out", tmp_path / name)[0] == 2
+        assert got in capsys.readouterr().err
+    assert not (tmp_path / "gone").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
@@ -256,3 +265,15 @@ def test_a_set_of_before_has_its_skipped_rows_under_another_name() -> None:
     config = {"records_in": 1, "refused": {}, "passed_over": {"tatoeba": {"fra": 2}}}
     told = account(Manifest(view=View.TEXT_PAIR, shards=(), config=config))
     assert told == "1 records in = 0 written + 0 refused; 2 rows in other languages skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", ["", "| head -n 0", ">&-"])
+def test_the_streams_change_nothing(recipe: Path, tmp_path: Path, streams: str) -> None:
+    assert run("build", recipe, "--out", tmp_path / "Läufe")[0] == 0
+    shell = ["bash", "-c", f'set -o pipefail; "$@" {streams}', "bash", sys.executable, "-m", "shards"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
+    done = subprocess.run(
+        [*shell, "stats", str(tmp_path / "Läufe")], cwd=REPOSITORY, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

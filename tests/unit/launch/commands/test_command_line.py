@@ -14,6 +14,7 @@ from cclm.files.lock import run_lock
 from cclm.run.causes import EXIT_CODES, Cause
 from launch.__main__ import main
 from launch.commands.run import number_or_auto
+from launch.plan.recipe import recipes_of
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -139,6 +140,20 @@ def test_a_run_folder_behind_a_link_that_leads_nowhere(tmp_path: Path, capsys: p
     (tmp_path / "a").symlink_to(tmp_path / "unmounted")
     assert main(["run", "--ranks", "1", "--run-folder", str(tmp_path / "a"), "--", "true"]) == 2
     assert f"got {tmp_path}/a, a link to {tmp_path}/unmounted, where there is nothing." in capsys.readouterr().err
+
+
+def test_outside_of_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipes_of("pretrain") == ROOT / "pretrain/recipes", "shipped recipes are found from any working folder"
+    monkeypatch.setattr(
+        "launch.commands.submit.read_recipe", lambda *_, **__: ({"run_folder": "runs/x"}, Path("r.yaml"))
+    )
+    assert main(["submit", "mine.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert f"expected the checkout as working folder, got {tmp_path}. cd {ROOT}" in said, said
+    assert not list(tmp_path.iterdir()), "no job without its code is queued"
 
 
 def test_a_forgotten_command_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

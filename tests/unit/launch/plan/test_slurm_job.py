@@ -90,6 +90,30 @@ def test_all_faults_at_once() -> None:
         assert fault in str(caught.value)
 
 
+def test_what_has_an_option_of_its_own_is_no_other_option_of_sbatch() -> None:
+    asked = {
+        "partition": "x",
+        "cpus-per-task": "4",
+        "ntasks-per-node": "2",
+        "gpus-per-node": "8",
+        "open-mode": "truncate",
+    }
+    with pytest.raises(ConfigError) as caught:
+        plan_job(replace(REQUEST, sbatch=asked), Profile())
+    for option in ("--partition", "--cpus-per-task", "--tasks-per-node", "--gpus-per-node"):
+        assert f"use {option}" in str(caught.value)
+    assert "--sbatch open-mode: the plan sets it" in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("gres", "gpu:a100:4"), ("gpus", "4"), ("tres-per-task", "gres/gpu:1")])
+def test_gpus_of_which_the_ranks_would_not_know(key: str, value: str) -> None:
+    on_cpus = replace(REQUEST, gpus_per_node=0, sbatch={key: value, "mem": "0"})
+    with pytest.raises(ConfigError, match="without --gpus-per-node: the ranks would run on the CPU") as caught:
+        plan_job(on_cpus, Profile())
+    assert "mem" not in caught.value.got
+    plan_job(replace(on_cpus, gpus_per_node=8), Profile())
+
+
 def test_a_container_that_hides_the_environment_is_refused() -> None:
     profile = Profile(container="apptainer", container_flags=("--no-home", "--cleanenv"))
     with pytest.raises(ConfigError, match="container_flags --cleanenv: the ranks get their place from"):
