@@ -20,8 +20,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: to look through it for garbage again and again took a sixth of
-    the time of the quick tests."""
+    """What was imported and collected stays to the end: to look through it for garbage was a quarter of a collection."""
     gc.freeze()
     gc.enable()
 
