@@ -20,7 +20,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: to look through it for garbage was a quarter of a collection."""
+    """What was imported and collected stays to the end; looking through it for garbage took a quarter of the time."""
     gc.freeze()
     gc.enable()
 
