@@ -10,6 +10,7 @@ import torch
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_texts import text_options
 from tests.unit.model.hf_towers import CONFIGS
@@ -48,6 +49,10 @@ KINDS: dict[str, ModelOptions] = {
     ).options(),
 }
 """All pictures have 32 pixels a side. "large" differs from "base" as the published ones do: wider and deeper."""
+
+
+EVERY_KIND = left_to_slow(KINDS, "own", "swin_regions", "nlvr_pairs", "modernbert")
+"""Names of all, for `parametrize`: those that differ most are quick."""
 
 
 def with_vocabulary(options: ModelOptions, vocab_size: int, max_positions: int = 40) -> ModelOptions:

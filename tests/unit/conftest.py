@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cclm.config import RunConfig
+from cclm.costs import step
+from cclm.costs.recipe import Counter
 from cclm.data.tokens import TextTokenizer
+from cclm.forecast import needs
 from tests.tiny_views import IMAGE_TEXT, REGIONS, TEXT_PAIR, Views, sources
 from tests.unit.data.data_sets import make_tokenizer, write_images, write_pairs, write_region_images
 from tests.unit.hub.small_model import opened, tokenizer_folder
 
 __all__ = ["opened", "tokenizer_folder"]
+COUNTERS: dict[str, Counter] = {}
+"""By network, and which of its parts are frozen."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def counted_once() -> Iterator[None]:
+    """The costs of a network of many tests are counted once: that took more time than the steps of a tiny run."""
+
+    def counter_of(config: RunConfig) -> Counter:
+        key = repr((config.model, config.start.freeze))
+        return COUNTERS.get(key) or COUNTERS.setdefault(key, Counter(config))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for user in (step, needs):
+            patch.setattr(user, "Counter", counter_of)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ def test_a_view_can_be_left_out(three_views: Views) -> None:
         assert same(alone.views[name], whole.views[name]), "one view's numbers do not depend on the others"
 
 
+@pytest.mark.slow
 def test_where_a_view_or_a_source_stands_in_the_configuration_changes_no_sample(
     three_views: Views, images: Path, more_images: Path
 ) -> None:

@@ -15,6 +15,7 @@ from cclm.model.options import ModelOptions
 from cclm.pretrained.families import FAMILIES, finetuned
 from cclm.pretrained.import_cclm import convert, describe
 from cclm.pretrained.published_sizes import options_of_state
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, filled_model, published_state, wavy_model
 
 TASKS: dict[str, ModelOptions] = {
@@ -56,7 +57,7 @@ def outputs(model: CCLMModel) -> torch.Tensor:
         return model.score(images, IDS, IDS != 1)
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", left_to_slow(TASKS, "nlvr", "vqa", "xvnli"))
 def test_it_is_recognised_and_computes_the_same(task: str) -> None:
     model, state = file_of(TASKS[task])
     options = options_of_state(state, text_heads=2)
@@ -67,7 +68,7 @@ def test_it_is_recognised_and_computes_the_same(task: str) -> None:
     assert torch.equal(outputs(loaded), outputs(model))
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", left_to_slow(TASKS, "nlvr", "vqa", "xvnli"))
 def test_every_key_is_listed(task: str) -> None:
     _, state = file_of(TASKS[task])
     rows = describe(TASKS[task])
@@ -76,7 +77,7 @@ def test_every_key_is_listed(task: str) -> None:
     assert all(kind.removeprefix("tied:") in names for _, _, _, kind in rows if kind.startswith("tied:"))
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", left_to_slow(TASKS, "nlvr", "vqa", "xvnli"))
 def test_a_saved_folder_is_the_same_model(tmp_path: Path, task: str) -> None:
     model, _ = file_of(TASKS[task])
     model.save_pretrained(tmp_path)

@@ -69,6 +69,7 @@ def test_rows_are_means_of_the_old_parts(tmp_path: Path) -> None:
     assert len(words.unique(dim=0)) == len(words), "no two pieces are one for the model"
 
 
+@pytest.mark.slow
 def test_growing_is_repeatable_and_takes_the_best_first(tmp_path: Path) -> None:
     folder_of(KINDS["tied"], tmp_path / "before")
     for name, most in (("first", 5), ("again", 5), ("more", 40)):
@@ -108,6 +109,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "expected a new folder, got one that exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     folder_of(KINDS["untied"], tmp_path / "before").to(dtype).save_pretrained(tmp_path / "before")

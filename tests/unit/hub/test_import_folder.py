@@ -15,6 +15,7 @@ from cclm.hub.open import open_model
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.import_cclm import stored_tensors
 from tests.kinds import with_vocabulary
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY, published_state, wavy_model
 from tests.unit.hub.test_finetuned_files import TASKS, file_of, outputs
 from tests.unit.pretrained.test_import_cclm import retrieval_state
@@ -26,7 +27,7 @@ def write_file(path: Path, layout: str) -> CCLMModel:
     return model
 
 
-@pytest.mark.parametrize("layout", list(TINY))
+@pytest.mark.parametrize("layout", left_to_slow(TINY, "beit"))
 def test_a_folder_without_masked_lm_head_loads(tmp_path: Path, layout: str) -> None:
     torch.save(retrieval_state(layout), tmp_path / "checkpoint_best.pth")
     imported = import_file(tmp_path / "checkpoint_best.pth", tmp_path / "out", text_heads=2)
@@ -37,7 +38,7 @@ def test_a_folder_without_masked_lm_head_loads(tmp_path: Path, layout: str) -> N
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("layout", list(TINY))
+@pytest.mark.parametrize("layout", left_to_slow(TINY, "swin"))
 def test_the_folder_holds_the_same_weights(tmp_path: Path, layout: str) -> None:
     model = write_file(tmp_path / "a.th", layout)
     imported = import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)

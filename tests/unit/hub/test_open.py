@@ -17,7 +17,7 @@ from cclm.hub.open import (
 )
 from cclm.model.options import options_from_dict
 from cclm.recipe.read import read_run_config
-from tests.kinds import KINDS
+from tests.kinds import EVERY_KIND, KINDS
 from tests.tiny_config import run_config, run_values
 from tests.tiny_families import wavy_model
 from tests.unit.hub.small_model import SMALL
@@ -31,7 +31,7 @@ def test_state_may_carry_the_training_modules_prefix(opened: OpenedModel) -> Non
     assert not built.training
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_rebuilt_model_of_any_kind_computes_the_same(kind: str) -> None:
     """Towers of the transformers library have buffers (positions, index tables) that no state dict holds."""
     model = wavy_model(KINDS[kind])

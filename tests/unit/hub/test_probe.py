@@ -27,7 +27,7 @@ from cclm.hub.reference_outputs import (
 )
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
-from tests.kinds import KINDS, with_vocabulary
+from tests.kinds import EVERY_KIND, KINDS, with_vocabulary
 
 
 class Training(torch.nn.Module):
@@ -57,7 +57,7 @@ def test_texts_that_a_tokenizer_does_not_know_are_left_out(opened: OpenedModel) 
     assert found.image_of_caption == make_probe().image_of_caption[1:]
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_outputs_are_what_the_methods_that_people_call_give(opened: OpenedModel, kind: str) -> None:
     options = with_vocabulary(KINDS[kind], opened.tokenizer.vocab_size)
     torch.manual_seed(1)

@@ -20,6 +20,7 @@ from cclm.hub.prune_vocabulary import REPORT_NAME, _write_papers, prune_vocabula
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import ModelOptions
 from cclm.shardfile.reader import texts_of_sets
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, wavy_model
 from tests.unit.data.data_sets import write_images, write_pairs, write_region_images
 from tests.unit.data.test_tokenizer_file import sentencepiece_folder
@@ -84,6 +85,7 @@ def test_the_pruned_model_computes_the_same(tmp_path: Path, kind: str) -> None:
     assert not list(tmp_path.glob(".export-*"))
 
 
+@pytest.mark.slow
 def test_published_forms_may_be_left_out(tmp_path: Path) -> None:
     folder_of(KINDS["tied"], tmp_path / "before")
     texts = [text.upper() for text in MINE]
@@ -152,7 +154,7 @@ HEADS = ["bert", "modernbert", "eurobert", "mdeberta"]
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("has_head", left_to_slow([True, False], True))
 def test_other_text_models_with_a_tokenizer_of_words(tmp_path: Path, name: str, has_head: bool) -> None:
     tokenizer, config = bert_tokenizer(), copy.deepcopy(CONFIGS[name])
     config.vocab_size = tokenizer.get_vocab_size() + 2

@@ -16,13 +16,13 @@ from tests.tiny_config import run_config
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 PlanMaker = Callable[..., JobPlan]
+PASSED = CheckedRecipe(config=run_config(), notes=(), unseen=())
 
 
 @pytest.fixture(autouse=True)
 def recipes_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes of these tests are a line or two; `plan/test_recipe.py` has the check itself."""
-    passed = CheckedRecipe(config=run_config(), notes=(), unseen=())
-    monkeypatch.setattr(check, "check_recipe", lambda *arguments, **options: passed)
+    monkeypatch.setattr(check, "check_recipe", lambda *arguments, **options: PASSED)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import Tensor
 from cclm.engine.parts import freeze
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
+from tests.left_to_long import left_to_slow
 from tests.unit.model.hf_texts import CONFIGS, WIDTH, shaken, text_options
 from tests.unit.model.tiny import tiny_config, tiny_images, tiny_texts
 
@@ -32,7 +33,7 @@ def gradients(model: CCLMModel, ids_BL: Tensor, mask_BL: Tensor) -> dict[str, Te
     return {name: value.grad.clone() for name, value in named if value.grad is not None}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "modernbert", "mdeberta"))
 def test_padding_changes_nothing(name: str) -> None:
     model = hf_model(name)
     ids_BL, mask_BL = tiny_texts(LENGTHS, columns=16)
@@ -47,7 +48,7 @@ def test_padding_changes_nothing(name: str) -> None:
         torch.testing.assert_close(model.encode_texts(other_BL, mask_BL), together_BLD, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "modernbert", "mdeberta"))
 def test_every_weight_has_the_gradient_that_it_has_without_padding(name: str) -> None:
     model = hf_model(name)
     ids_BL, mask_BL = tiny_texts((6, 6))
@@ -63,7 +64,7 @@ def test_every_weight_has_the_gradient_that_it_has_without_padding(name: str) ->
     assert plain["embeddings.words.weight"].any()
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "modernbert", "mdeberta"))
 def test_a_saved_model_computes_the_same(tmp_path: Path, name: str) -> None:
     model = hf_model(name, width=16)
     model.save_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cclm.model.modeling_cclm import CCLMModel
+from tests.left_to_long import left_to_slow
 from tests.unit.model.hf_towers import CLASS_TOKENS, CONFIGS, GRID, SIDE, WIDTH
 from tests.unit.model.tiny import tiny_config, tiny_texts
 
@@ -29,7 +30,7 @@ def pictures(batch: int = 3, side: int = SIDE) -> torch.Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "siglip2", "dinov3", "swinv2"))
 def test_tokens_and_gradients(name: str) -> None:
     model = hf_model(name)
     grid = GRID.get(name, 4)
@@ -51,7 +52,7 @@ def test_a_change_of_precision_does_not_round_what_positions_are_computed_with()
     assert before and all(torch.equal(dict(tower.named_buffers())[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "siglip2", "dinov3", "swinv2"))
 def test_a_saved_model_computes_the_same(tmp_path: Path, name: str) -> None:
     model = hf_model(name, width=16)
     model.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cclm.model.modeling_cclm import CCLMModel
-from tests.kinds import KINDS
+from tests.kinds import EVERY_KIND, KINDS
 from tests.tiny_families import wavy_model
 from tests.unit.model.tiny import tiny_texts
 
@@ -49,7 +49,7 @@ def masked_texts() -> tuple[Tensor, Tensor]:
     return ids_BL, mask_BL
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_features_are_unit_vectors_and_do_not_depend_on_the_batch(models: dict[str, CCLMModel], kind: str) -> None:
     model, (ids_BL, mask_BL) = models[kind], texts()
     image_BE, text_CE = model.get_image_features(pictures(5)), model.get_text_features(ids_BL, mask_BL)
@@ -67,7 +67,7 @@ def test_features_are_unit_vectors_and_do_not_depend_on_the_batch(models: dict[s
     )
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_scores_are_the_same_in_any_batch(models: dict[str, CCLMModel], kind: str) -> None:
     model, (ids_BL, mask_BL) = models[kind], texts()
     images = pictures(5) if kind in SINGLE else pictures(10).view(5, 2, 3, 32, 32)
@@ -171,7 +171,7 @@ def test_fill_mask_says_what_is_missing(models: dict[str, CCLMModel]) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_boxes_lie_in_the_image_or_are_refused(models: dict[str, CCLMModel], kind: str) -> None:
     model, (ids_BL, mask_BL) = models[kind], texts()
     if not KINDS[kind].box_head:
@@ -184,7 +184,7 @@ def test_boxes_lie_in_the_image_or_are_refused(models: dict[str, CCLMModel], kin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_saved_folder_loads_in_any_dtype(models: dict[str, CCLMModel], kind: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     models[kind].save_pretrained(tmp_path)
     again = CCLMModel.from_pretrained(tmp_path)
@@ -203,7 +203,7 @@ def padded_left(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(rows), mask_BL.flip(1)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_padding_may_stand_on_the_left_and_the_mask_may_be_left_out(models: dict[str, CCLMModel], kind: str) -> None:
     model, (ids_BL, mask_BL) = models[kind], texts()
     for given in (padded_left(ids_BL, mask_BL), (ids_BL, None), (padded_left(ids_BL, mask_BL)[0], None)):

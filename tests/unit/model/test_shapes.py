@@ -85,6 +85,7 @@ def test_wrong_shapes_and_types_are_noticed(modeling: ModuleType) -> None:
         model.fuse(text_BLD, mask_BL, torch.zeros(4, 3, 16))
 
 
+@pytest.mark.slow
 def test_the_plain_modules_are_untouched() -> None:
     from cclm.model.modeling_cclm import CCLMModel
 

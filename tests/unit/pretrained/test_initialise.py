@@ -20,6 +20,7 @@ from cclm.pretrained.bias_tables import resize_positions
 from cclm.pretrained.families import finetuned
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import place_source
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY_BEIT, TINY_SWIN, published_state, wavy_model
 from tests.unit.model.hf_towers import CONFIGS
 
@@ -187,7 +188,7 @@ def test_an_export_of_another_width_is_refused(tmp_path: Path) -> None:
         source_weights([tmp_path], replace(TINY_BEIT, width=32, vision=VisionOptions()))
 
 
-@pytest.mark.parametrize("place", ["export", "run"])
+@pytest.mark.parametrize("place", left_to_slow(["export", "run"], "run"))
 def test_fine_tuning_copies_layers_and_leaves_heads(place: str, tmp_path: Path) -> None:
     """Two images: each fusion layer twice. Answers: a decoder like the fusion layers, embeddings and masked-LM head."""
     options = replace(TINY_SWIN, vision=VisionOptions(), fusion=replace(TINY_SWIN.fusion, num_layers=2))

@@ -19,6 +19,7 @@ from cclm.model.options import FusionOptions, ModelOptions, TextOptions, VisionO
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.source_names import choose_layers
 from cclm.pretrained.towers import with_towers
+from tests.left_to_long import left_to_slow
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model import hf_texts
 from tests.unit.model.hf_texts import shaken
@@ -131,7 +132,7 @@ def text_options(**changes: Any) -> ModelOptions:
 
 
 @pytest.mark.parametrize("head", [True, False])
-@pytest.mark.parametrize("safe", ["safetensors", "bin"])
+@pytest.mark.parametrize("safe", left_to_slow(["safetensors", "bin"], "safetensors"))
 def test_xlm_r_of_transformers(tmp_path: Path, head: bool, safe: str) -> None:
     kind = transformers.XLMRobertaForMaskedLM if head else transformers.XLMRobertaModel
     theirs = shaken(kind(TEXT))
@@ -211,7 +212,7 @@ def hf_options(folder: Path) -> ModelOptions:
     return with_towers(ModelOptions(width=WIDTH, vision=vision, text=text))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", left_to_slow(CONFIGS, "siglip2", "dinov3", "swinv2"))
 def test_every_image_tower_from_its_folder(tmp_path: Path, name: str) -> None:
     theirs = shaken(transformers.AutoModel.from_config(CONFIGS[name]))
     folder = saved(theirs, tmp_path / name)
@@ -257,7 +258,7 @@ def old_names(folder: Path) -> None:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("names", left_to_slow(["old", "new"], "new"))
 @pytest.mark.parametrize("head", [True, False])
 def test_bert_of_transformers(tmp_path: Path, head: bool, names: str) -> None:
     theirs = shaken((transformers.BertForMaskedLM if head else transformers.BertModel)(BERT))

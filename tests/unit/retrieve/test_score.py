@@ -135,6 +135,7 @@ def test_pairs_are_refused_as_pairs(opened: OpenedModel, tmp_path: Path) -> None
         assert refusal is None or refusal.reason == "pair_model_score"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["image_text", "text_pair"])
 def test_a_build_of_another_name_finds_the_scores(opened: OpenedModel, tmp_path: Path, view: str) -> None:
     """Build, score, build again without what lies below the median."""

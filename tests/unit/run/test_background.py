@@ -88,6 +88,7 @@ def test_if_it_dies_another_begins_the_call_anew(writer: Writer, tmp_path: Path)
         writer.result()
 
 
+@pytest.mark.slow
 def test_if_it_dies_again_and_again_the_call_fails(writer: Writer) -> None:
     number_of(writer)
     writer.submit(partial(signal.raise_signal, signal.SIGKILL))

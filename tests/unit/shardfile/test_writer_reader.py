@@ -167,6 +167,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_visible_half_shard(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"

@@ -53,6 +53,7 @@ def write(folder: Path, rows: Any, chunk: Any = 0) -> None:
 row = st.tuples(st.sampled_from([0, 1, 5, 2**63, LAST_ORDER]), st.sampled_from(["a", "b", "ä"]), st.integers(0, 9))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(row, max_size=8, unique=True), min_size=1, max_size=3), st.data())
 def test_a_range_of_many_chunks_against_a_sorted_list(

@@ -23,6 +23,7 @@ from shards.parts import LazyRecord
 from shards.plan import SetPlan, plan_set
 from shards.recipe import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings, SetRecipe
 from tests.image_files import encoded
+from tests.left_to_long import left_to_slow
 from tests.unit.shards.tiny_corpora import PNG_END, PNG_START, bytes_below, one_part, unlike_plan
 from tests.unit.shards.tiny_pictures import drawing
 
@@ -93,7 +94,7 @@ def test_exact_duplicates_against_a_slow_twin_and_counts_that_add_up(
         assert set(written) <= set(kept.values())
 
 
-@pytest.mark.parametrize("rows", [7, 20])
+@pytest.mark.parametrize("rows", left_to_slow([7, 20], 20))
 def test_the_size_of_buckets_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     build_sets([unlike_plan()], tmp_path / "one")
     monkeypatch.setattr("shards.decide.BUCKET_ROWS", rows)

@@ -38,9 +38,14 @@ from tests.tiny_training import as_config
 from tests.unit.data.data_sets import write_pairs
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    write_corpus(tmp_path)
+def config(corpus: Path, tmp_path: Path) -> RunConfig:
+    shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
     return as_config(recipe(tmp_path, tmp_path / "run"))
 
 

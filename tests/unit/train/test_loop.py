@@ -122,6 +122,7 @@ def with_checkpoints(config: RunConfig, **settings: Any) -> RunConfig:
     return replace(config, checkpoint=CheckpointConfig(**{"every_steps": 1000, "keep": 9, **settings}))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_at_once_is_had_by_touching_a_file(config: RunConfig, tmp_path: Path) -> None:
     asked = Path(config.run_folder) / "save_now"
 
@@ -244,16 +245,19 @@ def test_a_stop_and_an_error_wait_for_what_is_being_written(config: RunConfig, m
     assert checkpoints_of(config) == [1, 3]
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock(config: RunConfig) -> None:
     assert run_to_the_end(with_checkpoints(config, every_minutes=1e-9))
     assert checkpoints_of(config) == [1, 2, 3, STEPS]
 
 
+@pytest.mark.slow
 def test_each_kth_checkpoint_stays(config: RunConfig) -> None:
     assert run_to_the_end(with_checkpoints(config, every_steps=1, keep=1, keep_every=2))
     assert checkpoints_of(config) == [2, STEPS]
 
 
+@pytest.mark.slow
 def test_a_run_ends_by_itself_before_a_limit_that_nobody_tells(config: RunConfig) -> None:
     assert not run_to_the_end(with_checkpoints(config, stop_after_minutes=1e-9))
     stopped = read_stopped(Path(config.run_folder))
@@ -271,6 +275,7 @@ def test_a_request_before_the_first_step_saves_nothing(config: RunConfig) -> Non
     assert run_to_the_end(config)
 
 
+@pytest.mark.slow
 def test_a_request_in_the_last_step_changes_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     update = PlainEngine.update
 
@@ -415,6 +420,7 @@ class Asked(Evaluation):
         return False
 
 
+@pytest.mark.slow
 def test_a_stop_in_an_evaluation_saves_what_was_trained(config: RunConfig) -> None:
     evaluation = Asked()
     for is_done in (False, True):

@@ -14,6 +14,7 @@ from cclm.run.causes import EXIT_CODES, Cause
 from cclm.train.replay import DIFFERENT, EQUAL, history_of
 from pretrain.__main__ import main
 from tests.fault import bad_at
+from tests.left_to_long import left_to_slow
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config, run_to_the_end
 
@@ -61,7 +62,7 @@ def replayed(config: RunConfig, step: int, *options: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("step", [1, 2, 7, 9])
+@pytest.mark.parametrize("step", left_to_slow([1, 2, 7, 9], 1, 7))
 def test_a_line_of_the_log_is_computed_again_bit_by_bit(
     config: RunConfig, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_step_that_was_left_out_later_is_looked_at_as_it_was_done(
     assert "left out: none" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_twice_tells_a_machine_that_computes_otherwise(
     config: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

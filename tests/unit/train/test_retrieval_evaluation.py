@@ -67,7 +67,9 @@ def ranks_in_words(rows: Sequence[tuple[float, float, bool]], top_k: int) -> lis
     return [rank, sum(other >= score - 1e-4 for _, other, is_right in kept if not is_right)]
 
 
-@pytest.mark.parametrize(("top_k", "in_memory"), [(3, 1 << 20), (50, 1 << 20), (3, 0)])
+@pytest.mark.parametrize(
+    ("top_k", "in_memory"), [pytest.param(3, 1 << 20, marks=pytest.mark.slow), (50, 1 << 20), (3, 0)]
+)
 def test_it_finds_what_a_dense_twin_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_k: int, in_memory: int
 ) -> None:

@@ -96,7 +96,9 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool], kind
     monkeypatch.setattr(PlainEngine, "forward", bad_at(PlainEngine.forward, is_bad, kind))
 
 
-@pytest.mark.parametrize(("kind", "why"), [("loss", "loss_not_finite"), ("large", "loss_too_large")])
+@pytest.mark.parametrize(
+    ("kind", "why"), [("loss", "loss_not_finite"), pytest.param("large", "loss_too_large", marks=pytest.mark.slow)]
+)
 def test_a_bad_step_leaves_no_trace_and_is_written_down(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, kind: str, why: str
 ) -> None:
@@ -137,6 +139,7 @@ def test_the_samples_of_a_bad_step_are_those_that_it_saw(config: RunConfig, monk
             assert counts.get("image_text/images/de", 0) == german
 
 
+@pytest.mark.slow
 def test_a_spike_is_skipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cclm.train.health.FEWEST_NORMS", 3)
     config = replace(config, health=HealthConfig(max_norm_ratio=1.0001))

@@ -58,7 +58,8 @@ def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> No
 
 
 def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> None:
-    config = run_config()
+    one = {"num_layers": 1}
+    config = run_config(model={"vision": one, "text": one, "fusion": one})
     costs, counter = StepCosts(config), step.Counter(config)
 
     def counted(fill: float) -> float:
@@ -75,6 +76,7 @@ def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> No
     assert told(0.01) < told(0.5) < told(1.0) == told(1.2)
 
 
+@pytest.mark.slow
 def test_a_network_whose_costs_cannot_be_counted_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

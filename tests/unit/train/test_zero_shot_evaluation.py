@@ -120,6 +120,7 @@ def test_stopped_in_an_evaluation_it_makes_up_for_it(
     assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_groups_and_the_measure_are_settings(corpus: Path, tmp_path: Path) -> None:
     groups = {"few": ["de"], "both": ["en", "de"]}
     settings = settings_of(corpus, tmp_path / "run", groups=groups, measure="uneven/few/i2t_r5", every_steps=100)

@@ -12,6 +12,7 @@ import torch
 from cclm.data.tokens import TextTokenizer
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextBatch, ImageTextSource
+from tests.left_to_long import left_to_slow
 from tests.tiny_batches import hidden, texts
 from tests.tiny_views import Views, change, open_dataset
 
@@ -36,7 +37,7 @@ def content(batch: ImageTextBatch, first_row: int = 0) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("captions", [1, 2])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", left_to_slow([2, 4], 4))
 def test_the_ranks_shares_make_the_same_global_batch(views: Views, world_size: int, captions: int) -> None:
     views = change(views, "image_text", captions_per_image=captions)
     for step in (0, 7):

@@ -13,6 +13,7 @@ from cclm.data.collate import FusionDraws
 from cclm.data.tokens import TextTokenizer
 from cclm.views.text_pair.options import TextPairConfig
 from cclm.views.text_pair.view import TextPairBatch, TextPairSample, TextPairSource, collate
+from tests.left_to_long import left_to_slow
 from tests.tiny_batches import hidden, masked_draws, texts
 from tests.tiny_views import Views, change, only, open_dataset
 
@@ -39,7 +40,7 @@ def content(batch: TextPairBatch, first_row: int = 0) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", left_to_slow([2, 4], 4))
 def test_the_ranks_shares_make_the_same_global_batch(views: Views, world_size: int) -> None:
     for step in (0, 7):
         shares = [
