@@ -124,6 +124,7 @@ def test_any_workers_write_the_same_ledger(corpus: Views, unbroken: str, drawn: 
     assert ledger_of(corpus, drawn) == unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("view", "changes"),
     [("text_pair", {"window": 4}), ("image_text", {"num_lanes": 5}), ("regions", {"texts_per_image": 2})],

@@ -24,6 +24,7 @@ def case() -> Case:
     return Case.of("tiny", config, Counter(config), "bf16", SHARDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 def test_more_gpus_take_more_time_to_talk_and_none_gains_efficiency(case: Case, gpu: scaling.Gpu) -> None:
     counts = (8, 16, 32, 64, 128)

@@ -285,6 +285,7 @@ BASES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     base=st.sampled_from(BASES),

@@ -68,6 +68,7 @@ def test_the_number_of_masks(length: int, most: int, expected: int) -> None:
     assert num_masks(length, MaskingConfig(max_masks=most)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [MaskingConfig(), MaskingConfig(span_probability=0.9), MaskingConfig(max_masks=3)])
 @pytest.mark.parametrize("eos", [True, False])
 def test_positions_are_distributed_as_by_the_book(config: MaskingConfig, eos: bool) -> None:

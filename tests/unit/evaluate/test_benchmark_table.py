@@ -56,6 +56,7 @@ def test_the_average_leaves_english_out_and_takes_seeds_that_have_all_languages(
     assert (cells[AVERAGE].mean, cells[AVERAGE].num_seeds) == (60.0, 1) and cells["en"].mean == 99.0
 
 
+@pytest.mark.slow
 def test_a_baseline_is_compared_row_by_row(tmp_path: Path) -> None:
     found = stored(tmp_path, {"mine": [70], "close": [51], "base": [50]})
     table = build_table(found, XVNLI, baseline="base", with_published=False)

@@ -39,6 +39,7 @@ def test_an_unknown_task_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert "xvnli" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_every_task_has_a_recipe_that_fits_the_published_models(task: str, tmp_path: Path) -> None:
     assert (PROGRAM.recipes / f"{task}.yaml").is_file()

@@ -59,6 +59,7 @@ def number_of(name: str) -> str:
     return name.rpartition(" ")[2].rpartition("_")[2].removesuffix(".png")
 
 
+@pytest.mark.slow
 def test_statements_say_what_an_image_shows(made: Path) -> None:
     files = {"train": "nlvr2/annotations/train.jsonl", "dev": "nlvr2/annotations/dev.jsonl"}
     for split, name in {**files, "test": "marvl/zero_shot/annotations/marvl-en.jsonl"}.items():

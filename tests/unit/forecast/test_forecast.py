@@ -45,6 +45,7 @@ def seen(dataset: StepDataset) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 def test_no_index_of_a_teacher_is_made(corpus: Path, tmp_path: Path) -> None:
     settings = recipe(corpus, tmp_path / "run")
     write_teacher(tmp_path / "teacher", [corpus / "pairs"])
@@ -83,6 +84,7 @@ def test_languages_follow_their_share_or_their_weights(corpus: Path, tmp_path: P
     assert found["image_text/images/en"] == pytest.approx(images.languages["en"], abs=2)
 
 
+@pytest.mark.slow
 def test_the_command_tells_and_writes_it(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, figures = written(corpus, tmp_path), tmp_path / "figures.json"
     words = ["check", str(path), "--world", "2", "--gpu", "H100", "--json", str(figures)]

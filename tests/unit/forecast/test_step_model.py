@@ -54,6 +54,7 @@ def test_published_recipes_have_the_published_number_of_parameters() -> None:
         assert count_parameters([build_on_meta(read_published(name).model)]) == number
 
 
+@pytest.mark.slow
 def test_flops_of_a_text_are_the_formulas(case: Case) -> None:
     width, hidden, layers, length = 128, 256, 2, 7
     cost = Counter(case.config).text(length)
@@ -121,6 +122,7 @@ def test_memory_at_its_peak_is_before_or_in_the_update() -> None:
     assert Memory(**parts, updating=49, returns_memory=False).total == 15 + 48 + 49
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_neither_gradient_nor_moments(case: Case) -> None:
     config = replace(case.config, start=replace(case.config.start, freeze=("model.text_encoder",)))
     frozen = Case.of("frozen", config, Counter(config), "bf16", SHARDING)

@@ -71,6 +71,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "expected a new folder or an older export" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_import_waits_for_nobody_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "a.th", "swin")
     import_file(tmp_path / "a.th", tmp_path / "out", text_heads=2)

@@ -92,6 +92,7 @@ def test_a_step_computes_the_kept_patches_only(name: str) -> None:
     assert all(value.grad is not None for value in model.vision_encoder.parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OWN, *HF])
 def test_evaluation_sees_all_patches(name: str) -> None:
     model, images = build(name).eval(), pictures()

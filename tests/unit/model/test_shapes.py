@@ -25,6 +25,7 @@ def modeling() -> Iterator[ModuleType]:
         yield module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["padded", "packed", "grouped"])
 def test_all_annotations_hold_on_a_step(modeling: ModuleType, layout: str) -> None:
     config = sys.modules["cclm.model.configuration_cclm"].CCLMConfig(

@@ -82,6 +82,7 @@ def test_a_file_fine_tuned_for_retrieval_has_fewer_heads(layout: str) -> None:
         loaded.masked_lm_states(torch.zeros(1, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in FAMILIES if not name.endswith("nlvr")]
 )  # its values tell, not shapes

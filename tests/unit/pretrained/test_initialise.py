@@ -156,6 +156,7 @@ LARGER: dict[str, tuple[ModelOptions, dict[str, int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LARGER)
 def test_a_run_goes_on_at_twice_the_resolution(kind: str, tmp_path: Path) -> None:
     """From an export of ours: tables of positions are interpolated, all else is taken as it is."""

@@ -21,6 +21,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(document=st.lists(VALUES) | st.dictionaries(st.text(), VALUES), indent=st.none() | st.integers(0, 3))
 def test_entries_are_those_that_json_finds(document: Any, indent: int | None, tmp_path_factory: Any) -> None:

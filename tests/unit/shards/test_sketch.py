@@ -73,6 +73,7 @@ def test_the_minhash_is_the_same_in_every_process_and_version() -> None:
 EXPECTED_START = "cfbd9fa8c83c22e45f7c86d6"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=7), st.integers(0, 7))
 def test_hashes_within_the_distance_always_share_a_code(

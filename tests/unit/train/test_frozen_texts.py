@@ -45,6 +45,7 @@ def losses_of(module: CrossViewTraining, data: StepDataset, steps: range) -> lis
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "mean_first"])
 @pytest.mark.parametrize("norm", left_to_slow(["pre", "post"], "post"))
 def test_a_step_is_the_same_as_without(corpus: Path, pooling: str, norm: str) -> None:
@@ -58,6 +59,7 @@ def test_a_step_is_the_same_as_without(corpus: Path, pooling: str, norm: str) ->
         assert list(other.values()) == pytest.approx(list(one.values()), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_what_was_computed_bit_by_bit(corpus: Path) -> None:
     """A module that has seen other steps before, and one that begins here: as after a resume."""
     long, fresh = (module_of(config_of(corpus, 10**6)) for _ in range(2))

@@ -98,6 +98,7 @@ def stopping(run: Run, after: int) -> Run:
     return replace(run, batches=batches)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(config: RunConfig, tmp_path: Path) -> None:
     with open_run(config, StopRequest()) as run:
         assert run is not None
@@ -265,6 +266,7 @@ def test_a_run_ends_by_itself_before_a_limit_that_nobody_tells(config: RunConfig
     assert run_to_the_end(with_checkpoints(config, stop_after_minutes=1e9))
 
 
+@pytest.mark.slow
 def test_a_request_before_the_first_step_saves_nothing(config: RunConfig) -> None:
     with open_run(config, StopRequest()) as run:
         assert run is not None

@@ -87,6 +87,7 @@ def engine_of(settings: Mapping[str, Any]) -> PlainEngine[Any]:
     return PlainEngine(module_of(config), config.optimizer, seed=config.seed)
 
 
+@pytest.mark.slow
 def test_only_adapters_and_heads_learn_and_a_checkpoint_is_an_ordinary_model(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     settings = settings_of(tmp_path, {"rank": 2, "alpha": 3})

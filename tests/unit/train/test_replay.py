@@ -72,6 +72,7 @@ def test_a_line_of_the_log_is_computed_again_bit_by_bit(
     assert "equal: all" in said and "log.jsonl" in said
 
 
+@pytest.mark.slow
 def test_a_bad_step_that_is_good_now_met_a_fault_of_the_machine(
     config: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

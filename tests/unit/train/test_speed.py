@@ -57,6 +57,7 @@ def test_a_run_says_how_fast_it_is_and_where_its_time_goes(tmp_path: Path) -> No
     assert "aten::" in (tmp_path / "run/profile/rank_0.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_costs_lie_on_straight_lines_between_the_shares_that_are_counted() -> None:
     one = {"num_layers": 1}
     config = run_config(model={"vision": one, "text": one, "fusion": one})

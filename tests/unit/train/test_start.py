@@ -118,6 +118,7 @@ def with_text_tower(tmp_path: Path) -> RunConfig:
     return with_named_towers(as_config({**settings, "model": {**settings["model"], "width": 32, "text": text}}))
 
 
+@pytest.mark.slow
 def test_a_text_tower_is_filled_from_its_source_and_trains(tmp_path: Path, with_text_tower: RunConfig) -> None:
     config = with_text_tower
     assert read(str(write_recipe(tmp_path / "resolved.yaml", to_plain(config)))) == config
@@ -140,6 +141,7 @@ def test_a_text_tower_is_filled_from_its_source_and_trains(tmp_path: Path, with_
     assert dropped == {"2"}
 
 
+@pytest.mark.slow
 def test_adapters_and_costs_of_a_text_tower(with_text_tower: RunConfig) -> None:
     pytest.importorskip("peft")
     module = module_of(with_text_tower)

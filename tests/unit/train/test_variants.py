@@ -67,6 +67,7 @@ def calls(module: CrossViewTraining, batch: Batch) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"text_pair": {"tlm": True}, "image_text": {"captions_per_image": 2}}])
 def test_every_module_runs_once_with_all_views(make: Make, changes: dict[str, dict[str, Any]]) -> None:
     module, batch = make(**changes)

@@ -123,6 +123,7 @@ def quick_or_thorough(function: Callable[..., None]) -> Callable[..., None]:
     )(pytest.mark.parametrize("kind", EVERY)(function))
 
 
+@pytest.mark.slow
 @quick_or_thorough
 @pytest.mark.parametrize("how", [changed, changed_json])
 def test_a_damaged_file_becomes_reasons(
