@@ -73,12 +73,15 @@ slurm-campaign slurm-others: $(INSTALLED)
 slurm-campaign: SLURM_TESTS = tests/slurm/test_campaign.py
 slurm-others: SLURM_TESTS = tests/slurm --ignore=tests/slurm/test_campaign.py
 
-# Side by side, because the campaign waits; what changes .venv, or wants apt to itself, comes before.
-test-apart: $(VENV)/.triton $(VENV)/.mteb $(VENV)/.page $(VENV)/.ray ## Kernels, mteb, trackers, the search page, Slurm and Ray side by side, as CI does
-	@$(BIN)/python -m tests.page.browser install
-	@$(BIN)/python -m tests.slurm.cluster -- true
-	@$(MAKE) --no-print-directory -k -j3 --output-sync=target slurm-campaign slurm-others \
-	  test-trackers test-kernels test-mteb test-page test-ray
+# Side by side, because the campaign waits; what changes .venv, or wants apt to itself, comes before, one after another.
+test-apart: $(INSTALLED) ## Kernels, mteb, trackers, the search page, Slurm and Ray side by side, as CI does
+	@status=0; \
+	$(MAKE) --no-print-directory -k -j1 $(VENV)/.triton $(VENV)/.mteb $(VENV)/.page $(VENV)/.ray || status=1; \
+	$(BIN)/python -m tests.page.browser install || status=1; \
+	$(BIN)/python -m tests.slurm.cluster -- true || status=1; \
+	$(MAKE) --no-print-directory -k -j3 --output-sync=target slurm-campaign slurm-others \
+	  test-trackers test-kernels test-mteb test-page test-ray || status=1; \
+	exit $$status
 
 # Ray is large (79 MB to load, 240 MB on disk), so it is installed where its executor is tested, and nowhere else.
 $(VENV)/.ray: $(INSTALLED)

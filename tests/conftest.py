@@ -19,6 +19,11 @@ def pytest_configure() -> None:
     gc.disable()
 
 
+def pytest_xdist_setupnodes() -> None:
+    """What hands tests out to two processes collects none itself."""
+    gc.enable()
+
+
 def pytest_collection_finish() -> None:
     """What was imported and collected stays to the end; looking through it for garbage took a quarter of the time."""
     gc.freeze()

@@ -91,8 +91,10 @@ def run_here(words: list[str], ranks: int = 0) -> None:
         return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert program(words[2:]) == 0, words
-    torch.set_num_threads(before)
+    try:
+        assert program(words[2:]) == 0, words
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(words: list[str]) -> None:

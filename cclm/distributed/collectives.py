@@ -137,8 +137,10 @@ class _GatherBlock(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        parts = torch.stack([_padded(part, max(ctx.rows)) for part in torch.split(gradient, ctx.rows)])
-        own = torch.empty_like(parts[0])
+        longest, parts = max(ctx.rows), gradient.contiguous()
+        if min(ctx.rows) < longest:
+            parts = torch.cat([_padded(part, longest) for part in torch.split(gradient, ctx.rows)])
+        own = torch.empty_like(parts[:longest])
         reduce_scatter(own, parts, ctx.group)
         return own[: ctx.rows[ctx.place]], None, None, None
 

@@ -66,7 +66,7 @@ class PlainEngine(Engine[BatchType]):
         norm = total_norm(one.grad for one in parameters if one.grad is not None)
         is_good = bool(norm.isfinite() & (norm <= max_norm))  # waits for a GPU, as DeepSpeed does
         if is_good:
-            nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm or math.inf, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm or math.inf, norm.float())
             self.optimizer.step()
         else:
             bad = not_finite(self.module, lambda parameter: parameter.grad)

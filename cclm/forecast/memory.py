@@ -7,7 +7,8 @@
     3            N / W, and what is gathered   T / W; in fp32 (the same)       T / W       2 T / W
 
 All but the weights are fp32. Besides: the buckets in which gradients are summed over ranks, what autograd keeps, the
-block of masked-LM logits with the gradient of the word table, and what a process has before it holds a tensor.
+block of masked-LM logits with the gradient of the word table, and what a process has before it holds a tensor. Left
+out: the fp32 copy that ZeRO-3's update makes of gradients that were summed in bf16.
 """
 
 from __future__ import annotations

@@ -262,6 +262,7 @@ class InferenceMethods:
         Raises:
             ValueError: a model without classifier, or another number of images than it reads.
         """
+        _check_rows(pixel_values, input_ids)
         number = self.config.class_images
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
         if number == 1:

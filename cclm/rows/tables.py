@@ -99,9 +99,11 @@ def _table_rows(
                 mistaken(f"the columns {', '.join(names)}", got, do, path)
             if not columns:
                 continue
+        if cells == [""] and len(names) > 1:  # a blank line is no row
+            continue
         if least <= len(cells) <= len(names):
             yield number, dict(zip(names, cells, strict=False))
-        elif cells != [""]:  # a blank line is no row
+        else:
             yield number, bad("line_broken", "a row with the table's columns", f"{len(cells)} cells, not {len(names)}")
 
 

@@ -15,6 +15,7 @@ from launch.commands.parsers import add_command, say
 from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
     RECIPE_NAME,
+    TRAINING,
     Recipe,
     find_recipe,
     folders_read,
@@ -120,10 +121,11 @@ def plan_run(
     name: str = "",
 ) -> SlurmPlan:
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
+    program = program_of(recipe[0]) if recipe is not None else "".join(command[2:3])
+    if program in (*TRAINING, "shards") and not Path(program).is_dir():  # its code is copied for the job
+        expected, do = "the checkout as working folder", f"cd {CHECKOUT}"
+        raise ConfigError(where="submit", expected=expected, got=str(Path.cwd()), do=do)
     if recipe is not None:
-        if not Path(program_of(recipe[0])).is_dir():  # its code is copied for the job
-            expected, do = "the checkout as working folder", f"cd {CHECKOUT}"
-            raise ConfigError(where="submit", expected=expected, got=str(Path.cwd()), do=do)
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", program_of(recipe[0]), "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))

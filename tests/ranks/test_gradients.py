@@ -72,9 +72,10 @@ PAIRS = [
     for way in WAYS
     if way.checkpointing != "none"
     or (way.stage == 0 and way.parts == 3)
+    or (way.stage == 3 and way.precision == "fp32" and not way.offload)
     or (way.precision == "bf16" and (way.stage == 3) == (way.parts == 3))
 ]
-"""So many that each two of place, micro-batches, precision and what is kept meet."""
+"""So many that each two of place, micro-batches, precision and what is kept meet, as far as `WAYS` has them."""
 SELECTED = {"2, pairs": PAIRS, "2": WAYS, "1": WAYS[::3], "4": WAYS[1::3]}
 """Ranks, and their ways: on one and on four every third, each time others. `table` has them all."""
 BOUNDS = {"fp32": 2e-5, "bf16": 0.06}

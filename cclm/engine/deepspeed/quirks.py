@@ -39,7 +39,8 @@
 14. In fp32 ZeRO-3 keeps the weights twice (it compares a device with a device's name), and copies them after each
     update; in all precisions it copies the gradients of an update into a row, in which they lie already, and into
     float64 for their norm (spared on a CPU). → `spare_copies`
-    (tests/ranks/test_deepspeed_engine.py::test_nothing_is_copied_that_is_there)
+    (tests/ranks/test_deepspeed_engine.py::test_nothing_is_copied_that_is_there). What spoils a rank's share of the
+    weights, which are gathered, spoils what is saved, too, as it does everywhere but in ZeRO-1 to 3 in half precision.
 15. On CPUs every rank reduces a copy of all gradients of ZeRO-3, of which it then takes its share: so torch does over
     gloo. → `start_deepspeed`, `reduce_scatter`
     (tests/ranks/test_deepspeed_engine.py::test_a_rank_gets_the_sum_of_its_part_where_the_part_was)

@@ -68,9 +68,11 @@ def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) 
 
 def _update_whole(runner: Any, module: nn.Module, max_norm: float) -> Updated:
     """Of stage 0: the optimizer is ours, and DeepSpeed asks it whether there was an overflow, as it asks its own."""
-    norm = total_norm(value.grad for value in trained_parameters(module) if value.grad is not None)
+    parameters = trained_parameters(module)
+    norm = total_norm(value.grad for value in parameters if value.grad is not None)
     if bool(norm.isfinite() & (norm <= max_norm)):
-        runner.step()
+        nn.utils.clip_grads_with_norm_(parameters, runner.gradient_clipping() or torch.inf, norm.float())
+        runner.step()  # finds nothing left to clip
         return Updated(norm, True)
     bad, optimizer = not_finite(module, lambda parameter: parameter.grad), runner.optimizer
     optimizer.overflow = True

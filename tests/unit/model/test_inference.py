@@ -103,6 +103,8 @@ def test_each_text_has_its_image(models: dict[str, CCLMModel], number: int) -> N
             look(pictures(number), ids_BL, mask_BL)
     with pytest.raises(ValueError, match=said):
         model.fill_mask(*masked_texts(), pixel_values=pictures(number), mask_token_id=MASK)
+    with pytest.raises(ValueError, match="got 3 for 5 texts"):
+        models["nlvr_pairs"].classify(torch.zeros(3, 2, 3, 32, 32), ids_BL, mask_BL)
     with pytest.raises(ValueError, match="top_k of at least 1, got 0"):
         model.rerank(pictures(number), ids_BL, mask_BL, top_k=0)
 

@@ -153,6 +153,8 @@ def test_outside_of_a_checkout(
     assert main(["submit", "mine.yaml", "--dry-run"]) == 2
     said = capsys.readouterr().err
     assert f"expected the checkout as working folder, got {tmp_path}. cd {ROOT}" in said, said
+    assert main(["shards", "demo", "--out", str(tmp_path / "x"), "--tasks", "2", "--dry-run"]) == 2
+    assert "expected the checkout as working folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "no job without its code is queued"
 
 
