@@ -15,7 +15,6 @@ from launch.commands.parsers import add_command, say
 from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
     RECIPE_NAME,
-    TRAINING,
     Recipe,
     find_recipe,
     folders_read,
@@ -121,11 +120,8 @@ def plan_run(
     name: str = "",
 ) -> SlurmPlan:
     """Plan a run in a folder, which goes into the recipe; without a recipe it is the command that runs."""
-    program = program_of(recipe[0]) if recipe is not None else "".join(command[2:3])
-    if program in (*TRAINING, "shards") and not Path(program).is_dir():  # its code is copied for the job
-        expected, do = "the checkout as working folder", f"cd {CHECKOUT}"
-        raise ConfigError(where="submit", expected=expected, got=str(Path.cwd()), do=do)
     if recipe is not None:
+        check_copies(program_of(recipe[0]))
         recipe[0]["run_folder"] = str(run_folder)
         command = ("python", "-m", program_of(recipe[0]), "--recipe", str(run_folder / RECIPE_NAME))
     given = read_fields(options, ("nodes", *JOB, *SITE, *ATTEMPTS))
@@ -146,6 +142,13 @@ def plan_run(
     return plan_job(request, read_profile(options.profile))
 
 
+def check_copies(program: str) -> None:
+    """Raise ConfigError if the code of a program, which is copied for a job, is not in the working folder."""
+    if not Path(program).is_dir():
+        expected, do = "the checkout as working folder", f"cd {CHECKOUT}"
+        raise ConfigError(where="submit", expected=expected, got=str(Path.cwd()), do=do)
+
+
 def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Submit what is left to do: the reading, the writing if it has tasks of its own, and the merge."""
     if options.tasks < 1 or options.write_tasks < 0:
@@ -156,6 +159,7 @@ def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     from launch.slurm.restart import why_not_done
     from launch.slurm.submit import submit
 
+    check_copies("shards")
     origin = find_recipe(options.recipe or "", recipes_of("shards"))
     folder = (options.run_folder or Path("runs") / f"shards-{options.out.name}").absolute()
     content = merge_recipe(origin, command)
