@@ -29,7 +29,7 @@ BUDGETS = {
     "cclm/costs": 550,
     "cclm/data": 4150,
     "cclm/distributed": 720,
-    "cclm/engine": 2560,
+    "cclm/engine": 2600,
     "cclm/evaluate": 2350,
     "cclm/files": 1950,
     "cclm/forecast": 850,

@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -120,6 +121,27 @@ def test_tensors_in_a_row_are_not_copied_others_are() -> None:
     ):
         found = quirks._in_a_row(torch.cat, parts)
         assert found.tolist() == torch.cat(parts).tolist() and (found.data_ptr() == whole.data_ptr()) == is_view
+
+
+def _threads(case: Case) -> list[int]:
+    """While DeepSpeed builds its engine, and behind it."""
+    import deepspeed
+
+    seen, initialize = list[int](), deepspeed.initialize
+    torch.set_num_threads(2)
+
+    def look(**options: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return initialize(**options)
+
+    with patch.object(deepspeed, "initialize", look):
+        make_deepspeed(case)
+    return [*seen, torch.get_num_threads()]
+
+
+@pytest.mark.slow
+def test_a_rank_has_its_threads_back() -> None:
+    assert on_ranks(_threads, 1, CASE) == [[1, 2]]
 
 
 def _reduce_scatter(dtype: torch.dtype) -> list[Tensor]:

@@ -22,7 +22,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cclm.distributed.topology import Topology
-from cclm.engine.deepspeed.quirks import let_leaves_see_gradients, owns_boundary, spare_copies, start_deepspeed
+from cclm.engine.deepspeed.quirks import (
+    let_leaves_see_gradients,
+    one_thread,
+    owns_boundary,
+    spare_copies,
+    start_deepspeed,
+)
 from cclm.engine.ds_config import offloads_optimizer, zero_stage
 from cclm.engine.optimizer import build_adamw, parameter_groups
 from cclm.engine.options import OptimizerConfig
@@ -43,7 +49,7 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         return
     deepspeed, exact = _started(ds_config, topology), torch.arange
     # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
-    with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole(), _ranges_by(exact):
+    with one_thread(), deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole(), _ranges_by(exact):
         yield
 
 
@@ -74,7 +80,8 @@ def initialise(
         client: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     else:
         client = build_adamw(groups, optimizer, kernel, deepspeed.ops.adam.FusedAdam)
-    engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
+    with one_thread():
+        engine, *_ = deepspeed.initialize(model=door, optimizer=client, config=config)
     if zero_stage(ds_config) == 3:
         let_leaves_see_gradients(door)
         spare_copies(engine.optimizer, topology.device)

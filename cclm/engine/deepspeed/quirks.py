@@ -44,13 +44,18 @@
 15. On CPUs every rank reduces a copy of all gradients of ZeRO-3, of which it then takes its share: so torch does over
     gloo. → `start_deepspeed`, `reduce_scatter`
     (tests/ranks/test_deepspeed_engine.py::test_a_rank_gets_the_sum_of_its_part_where_the_part_was)
+16. Its first broadcasts let gloo's threads compute, with as many OpenMP threads as a rank has: more than there are
+    cores, so OpenMP lets all sleep after every small piece of work from then on (a step took a third longer).
+    A thread keeps the number with which it began. → `one_thread`
+    (tests/ranks/test_deepspeed_engine.py::test_a_rank_has_its_threads_back)
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -84,6 +89,17 @@ def start_deepspeed(device: torch.device) -> Any:
     _import_muon_without_compiler()
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     return deepspeed
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let threads that begin to compute inside, those of gloo, do it alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def spare_copies(zero: Any, device: torch.device) -> None:
