@@ -209,6 +209,8 @@ def test_search_says_what_does_not_fit(opened: OpenedModel, folder: Path, tmp_pa
         search(opened, stranger, ["a"], top_k=1)
     with pytest.raises(ConfigError, match="a text with at least one token, got '  '"):
         search(opened, embedded, ["  "], top_k=1)
+    with pytest.raises(ConfigError, match=r"a text in UTF-8, got '\\udcfc'"):
+        search(opened, embedded, ["\udcfc"], top_k=1)
     (folder / "red.png").write_bytes(b"gone")
     with pytest.raises(ConfigError, match="expected the files that were embedded, got others"):
         search(opened, embedded, ["a"], top_k=1, rerank_top=2)
