@@ -53,11 +53,7 @@ def add_to(commands: Commands) -> None:
     add("--index", default="exact", help="exact looks at every row; usearch, for millions, builds an index once")
     add("--html", type=Path, help="also write a page with the images")
     add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="with --serve: the address to listen at; this machine alone reaches the default",
-    )
+    add("--host", default="127.0.0.1", help="with --serve: where to listen; this machine alone reaches the default")
     add("--port", type=int, default=8000, help="with --serve; 0: any that is free")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
