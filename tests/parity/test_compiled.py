@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
-from cclm.distributed.collectives import Collectives
+from cclm.data.batch import Batch
+from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.ops.choice import ModelKernels, why_not_compile
 from tests.parity.test_activation_checkpointing import CONV, DROPOUT, NETWORKS, SHIPPED
 from tests.parity.test_families import model
 from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
-from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 from tests.tiny_training import batch_of, module_of, read
 
 pytestmark = pytest.mark.slow
@@ -69,7 +71,30 @@ def test_plain_engine(corpus: Path, network: str, mode: str) -> None:
     path = written(corpus, network, mode)
     found = train_plain(case_of(path, "aot_eager"))
     assert_equal(found, train_plain(case_of(path)), TOLERANCE["aot_eager"])
-    assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert counters["graph_break"] == {}
+
+
+def test_thirty_steps_of_all_lengths_are_a_handful_of_graphs(corpus: Path) -> None:
+    """Tokens, masked ones and images (of regions) differ in number from step to step."""
+    options = model({**CONV, "num_layers": 1}) | {"token_layout": "packed"}
+    path = write_recipe(corpus / "thirty.yaml", with_regions(recipe(corpus, corpus / "run", model=options), corpus))
+    module, sizes, found = make_compiled(str(path), "eager", SINGLE), list[Any](), list[int]()
+    module.register_forward_pre_hook(lambda _, inputs: sizes.append(sizes_of(inputs[0])))
+    torch.compiler.reset()
+    counters.clear()
+    for step in range(30):
+        module(batch_of(str(path), step, 0, 1))
+        found.append(counters["stats"]["unique_graphs"])
+    assert all(len(set(column)) > 2 for column in zip(*sizes, strict=True)), "nothing has varied"
+    assert found[-1] <= 8 and found[9:] == found[-1:] * 21, f"graphs after each step: {found}"
+    assert counters["graph_break"] == {}
+
+
+def sizes_of(batch: Batch) -> tuple[int, ...]:
+    """Numbers of masked texts' tokens, of slots and of images."""
+    views = batch.views.values()
+    tokens, slots = (sum(one) for one in zip(*((v.masked.tokens.num_tokens, len(v.masked.slot_T)) for v in views)))
+    return tokens, slots, sum(len(view.images) for view in views if view.images is not None)
 
 
 @pytest.mark.long
