@@ -104,15 +104,19 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
 
 
 def _buckets(case: Case, count: int, device: str, returns_memory: bool) -> float:
-    """Of gradients that are summed over ranks: the buckets, and one more in a row for the collective."""
+    """Of gradients that are summed over ranks: the buckets, and one more in a row for the collective; of ZeRO-3 on
+    CPUs another, of what the ranks exchange."""
     sharding, trained = case.sharding, case.num_trained
-    if sharding.stage == 0 or (count == 1 and sharding.stage == 3):
+    values = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
+    bucket = values * sharding.gradient_bytes
+    if sharding.stage == 3:
+        return bucket * (3 if device == "cpu" else 2) if count > 1 else 0.0
+    if sharding.stage == 0:
         return 0.0
-    bucket = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
-    buckets = bucket * (2 if sharding.overlaps and sharding.stage < 3 else 1)
+    filled = bucket * (2 if sharding.overlaps else 1)
     if device == "cpu" and returns_memory:  # what nobody has written to is not there
-        buckets = min(buckets, trained)
-    return (buckets + bucket) * sharding.gradient_bytes
+        filled = min(filled, trained * sharding.gradient_bytes)
+    return filled + bucket
 
 
 def _updating(case: Case, count: int, device: str, held: float) -> float:
