@@ -113,20 +113,21 @@ class Wanted:
 
 
 def plan_wanted(layout: PaddedLayout, cell_W: Int[Tensor, " w"], plan: Callable[..., Reading] | None) -> Wanted:
-    """What the tokens at these ascending cells b · L + l, all real, read; `plan`: how memories are read."""
+    """What the tokens at these cells b · L + l read, all real and different, text by text; `plan`: how memories are."""
     batch, length = layout.batch, layout.length
     is_known = cell_W.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would have to be waited for
     cells = cell_W.tolist() if is_known else []
-    assert cells == sorted(set(cells)), "wanted cells: not ascending, or one of them twice"
+    assert len(set(cells)) == len(cells), "wanted cells: one of them twice"
+    assert sorted(cells, key=lambda cell: cell // length) == cells, "wanted cells: not text by text"
     place_R = invert(cell_W, batch * length)
     readers = PackedLayout(batch=batch, length=length, mask_BL=None, index_T=cell_W, inverse_R=place_R)
     place_T = layout.take_ids(place_R.view(batch, length))
     is_grouped = isinstance(layout, GroupedLayout)
-    begin_B = torch.arange(batch + 1 if layout.starts is None else len(layout.starts), device=cell_W.device) * length
+    text_B = torch.arange(batch + 1 if layout.starts is None else len(layout.starts), device=cell_W.device)
     return Wanted(
         row_W=invert(place_T, len(cell_W) + 1)[:-1],
         place_T=place_T,
-        starts=torch.searchsorted(cell_W, begin_B, out_int32=True),
+        starts=torch.searchsorted(cell_W // length, text_B, out_int32=True),
         own=plan_reading(layout, layout.mask_BL, torch.arange(batch) if is_grouped else None, None, readers),
         reading=None if plan is None else plan(readers=readers),
     )
