@@ -95,7 +95,7 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
         gradients=gradients,
         buckets=_buckets(case, count, device, returns_memory),
         moments=moments,
-        activations=_activations(case, count, checkpointing),
+        activations=_activations(case, count, checkpointing, returns_memory),
         logits=logits + FP32 * words * case.config.model.width,
         updating=_updating(case, count, device, held),
         snapshot=checkpoint_bytes(case) / count if device == "cpu" and case.config.checkpoint.background else 0.0,
@@ -126,19 +126,24 @@ def _updating(case: Case, count: int, device: str, held: float) -> float:
     return held + (case.num_parameters * case.value_bytes if device == "cpu" and count > 1 else 0.0)
 
 
-def _activations(case: Case, count: int, checkpointing: str | None) -> float:
-    """Of the update that needs most; every count was made in bf16."""
+def _activations(case: Case, count: int, checkpointing: str | None, returns_memory: bool) -> float:
+    """Of the update that needs most; every count was made in bf16.
+
+    Where memory is kept, values of a block that are computed again, and the gradients that replace them, have places of
+    their own in each encoder.
+    """
     modes = case.config.activation_checkpointing
     found = []
     for update in case.updates:
         rows: list[tuple[int, Call]] = [(math.ceil(call.rows / count / case.parts), call) for call in update.calls]
-        kept = again = 0.0
+        kept = again = replaced = 0.0
         for number, call in rows:
             mode = "none" if call.part == "heads" else checkpointing or getattr(modes, call.part)
             kept += number * call.cost.kept_bytes[mode]
-            if mode in ("selective", "full"):
-                again = max(again, number * call.cost.block_bytes)
-        found.append(kept + again)
+            block = number * call.cost.block_bytes
+            repeated = block if mode in ("selective", "full") else 0.0
+            again, replaced = max(again, repeated), replaced + repeated + block
+        found.append(kept + (again if returns_memory else replaced))
     return case.value_bytes / 2 * max(found)
 
 

@@ -32,7 +32,7 @@ BUDGETS = {
     "cclm/engine": 2600,
     "cclm/evaluate": 2350,
     "cclm/files": 1950,
-    "cclm/forecast": 870,
+    "cclm/forecast": 875,
     "cclm/hub": 2800,
     "cclm/model": 3950,
     "cclm/objectives": 450,

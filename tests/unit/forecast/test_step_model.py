@@ -123,6 +123,16 @@ def test_memory_at_its_peak_is_before_or_in_the_update() -> None:
     assert Memory(**parts, updating=113, returns_memory=False).total == 15 + 112 + 113
 
 
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_kept_memory_holds_a_block_of_each_encoder_and_its_gradients(case: Case, mode: str) -> None:
+    kernels = (replace(case.config.kernels, freed_memory=way) for way in ("kept", "returned"))
+    cases = (replace(case, config=replace(case.config, kernels=one)) for one in kernels)
+    kept, returned = (memory_of(one, 2, device="cpu", checkpointing=mode).activations for one in cases)
+    (update,) = case.updates
+    blocks = [call.rows // 2 * call.cost.block_bytes for call in update.calls if call.part != "heads"]
+    assert kept - returned == (sum(blocks) if mode == "none" else 2 * sum(blocks) - max(blocks))
+
+
 @pytest.mark.slow
 def test_frozen_parameters_have_neither_gradient_nor_moments(case: Case) -> None:
     config = replace(case.config, start=replace(case.config.start, freeze=("model.text_encoder",)))
