@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cclm.data.grown_vocabulary import NewPiece, checked_content, choose_pieces, grown_content
@@ -39,6 +38,7 @@ from cclm.hub.prune_vocabulary import (
     states_and_logits,
     tokenizer_of,
     write_papers,
+    write_state,
 )
 from cclm.pretrained.source_files import read_folder
 
@@ -132,9 +132,7 @@ def _write_weights(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPi
     state = read_folder(folder)
     tables = find_tables(folder, state, num_old)
     grown = {name: grown_table(value, num_old, new) if name in tables else value for name, value in state.items()}
-    save_file(
-        {name: value.contiguous() for name, value in grown.items()}, hidden / "model.safetensors", {"format": "pt"}
-    )
+    write_state(grown, hidden)
     return tables
 
 
