@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 PathText = Annotated[str, "a path"]
 """As in `cclm.types`, which an exported folder does not carry."""
+MAY_BE_ZERO = frozenset({"num_layers", "num_classes", "pad_token_id", "position_offset"})
+DROPS = frozenset({"dropout", "attention_dropout", "drop_path"})
 OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 
 
@@ -33,8 +35,9 @@ class LayerOptions:
     """Standard deviation of the linear weights at the start (biases 0); null: PyTorch's own uniform rule."""
 
     def __post_init__(self) -> None:
-        """Refuse a wrong word at once: JSON carries no types."""
+        """Refuse a wrong word or number at once: JSON carries no types."""
         _check_choices(self)
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +230,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         _check_choices(self)
+        _check_numbers(self)
         # An own encoder has the width of its source, which is read when a run starts.
         is_known = self.text.source is None or self.text.architecture == "hf"
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
@@ -360,3 +364,13 @@ def _check_choices(options: Any) -> None:
         choices, value = get_args(hint), getattr(options, name)
         if get_origin(hint) is Literal and value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
+
+
+def _check_numbers(options: Any) -> None:
+    """No size is below 1, no probability of dropping something outside of 0 to 1."""
+    for name, hint in _hints(options.__class__).items():
+        value, least = getattr(options, name), 0 if name in MAY_BE_ZERO else 1
+        if hint in (int, tuple[int, ...]) and min(value if hint is not int else (value,), default=least) < least:
+            raise ValueError(f"{name}: expected whole numbers of at least {least}, got {value}. Correct the config.")
+        if name in DROPS and not 0 <= value < 1:
+            raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {value}. Correct the config.")
