@@ -206,8 +206,11 @@ def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
     for smallest, names in least.items():
         for name in names:
             count = getattr(request, name)
-            if count is not None and count < smallest:
+            if count is not None and not count >= smallest:  # nan is not, either
                 yield f"--{name.replace('_', '-')} {count:g} is below {smallest}"
+    for name in ("name", *SBATCH_OPTIONS):
+        if not (getattr(request, name) or "").isprintable():  # the rest of it would be a line of the script
+            yield f"--{name} {getattr(request, name)!r} has a line break, or another character that does not print"
     tasks = request.ranks_per_node
     if request.array > 0 and (request.nodes, tasks) != (1, 1):
         yield f"--array {request.array} on {request.nodes} node(s) × {tasks} task(s): each of its tasks is a job alone"
