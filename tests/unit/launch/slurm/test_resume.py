@@ -92,7 +92,7 @@ def test_an_older_submission_is_not_judged_by_rules_for_new_ones(run: Path, slur
     plan = json.loads(path.read_text())
     plan["request"]["sbatch"] = {"nodes": "2", "mem": "0", "gres": "gpu:1", "time": "2:00:00"}
     path.write_text(json.dumps(plan))
-    with pytest.raises(ConfigError, match="submit: expected a job that can run, got --nodes 0 is below 1. Nothing"):
+    with pytest.raises(ConfigError, match=r"submit: expected a job that can run, got --nodes 0 is below 1\. Nothing"):
         resume(run, {"nodes": 0}, say=said.append)
     resume(run, {"nodes": 1, "tasks_per_node": 2}, say=said.append)
     script = (run / "slurm/job.sh").read_text()
