@@ -95,7 +95,11 @@ class Workers:
         # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody opens.
         context = multiprocessing.get_context("spawn")
         # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
-        return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
+        try:
+            return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
+        except OSError as error:
+            error.filename = error.filename or "/dev/shm"  # where semaphores lie; no room on the set's disk is another
+            raise
 
 
 class RayWorkers(Workers):
