@@ -14,6 +14,7 @@ Pretrained Language Models").
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +39,8 @@ from cclm.hub.prune_vocabulary import (
     states_and_logits,
     tokenizer_of,
     write_papers,
-    write_state,
 )
+from cclm.hub.weight_files import in_memory, write_weights
 from cclm.pretrained.source_files import read_folder
 
 REPORT_NAME = "growing.json"
@@ -132,7 +133,7 @@ def _write_weights(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPi
     state = read_folder(folder)
     tables = find_tables(folder, state, num_old)
     grown = {name: grown_table(value, num_old, new) if name in tables else value for name, value in state.items()}
-    write_state(grown, hidden)
+    write_weights(in_memory(grown), hidden, names=list(grown), dtype=None, shard_bytes=sys.maxsize)
     return tables
 
 

@@ -159,17 +159,12 @@ def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any
     state = read_folder(folder)
     tables, index = find_tables(folder, state, keep[-1] + 1), torch.tensor(keep)
     pruned = {name: (value[index] if name in tables else value) for name, value in state.items()}
-    write_state(pruned, hidden)
+    write_weights(in_memory(pruned), hidden, names=list(pruned), dtype=None, shard_bytes=sys.maxsize)
     return {
         "parameters_before": sum(value.numel() for value in state.values()),
         "parameters_after": sum(value.numel() for value in pruned.values()),
         "tables": tables,
     }
-
-
-def write_state(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write model.safetensors."""
-    write_weights(in_memory(state), folder, names=list(state), dtype=None, shard_bytes=sys.maxsize)
 
 
 def find_tables(folder: Path, state: Mapping[str, Tensor], pieces: int) -> list[str]:

@@ -36,8 +36,7 @@ class LayerOptions:
 
     def __post_init__(self) -> None:
         """Refuse a wrong word or number at once: JSON carries no types."""
-        _check_choices(self)
-        _check_numbers(self)
+        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +228,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        _check_choices(self)
-        _check_numbers(self)
+        _check_fields(self)
         # An own encoder has the width of its source, which is read when a run starts.
         is_known = self.text.source is None or self.text.architecture == "hf"
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
@@ -358,18 +356,12 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
 _hints = cache(get_type_hints)
 
 
-def _check_choices(options: Any) -> None:
-    """Every field with a closed set of words holds one of them."""
+def _check_fields(options: Any) -> None:
+    """Closed sets of words hold one of them, no size is below 1, and what is dropped is a share."""
     for name, hint in _hints(options.__class__).items():
-        choices, value = get_args(hint), getattr(options, name)
+        choices, value, least = get_args(hint), getattr(options, name), 0 if name in MAY_BE_ZERO else 1
         if get_origin(hint) is Literal and value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
-
-
-def _check_numbers(options: Any) -> None:
-    """No size is below 1, no probability of dropping something outside of 0 to 1."""
-    for name, hint in _hints(options.__class__).items():
-        value, least = getattr(options, name), 0 if name in MAY_BE_ZERO else 1
         if hint in (int, tuple[int, ...]) and min(value if hint is not int else (value,), default=least) < least:
             raise ValueError(f"{name}: expected whole numbers of at least {least}, got {value}. Correct the config.")
         if name in DROPS and not 0 <= value < 1:
