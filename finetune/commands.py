@@ -25,7 +25,7 @@ from cclm.evaluate.forgetting import changes, render_changes
 from cclm.evaluate.results import derive, results_in
 from cclm.evaluate.table_text import KINDS, below, render, to_json
 from cclm.files.atomic import replace_text
-from cclm.files.command_line import Parser, add_command, say
+from cclm.files.command_line import Parser, add_command, positive, say
 from cclm.files.reading import read_json
 from cclm.files.table_formats import html_page
 from cclm.shardfile.schema import MANIFEST_NAME
@@ -71,7 +71,7 @@ def run_command(words: Sequence[str]) -> None:
     add = add_command(commands, "gallery", _write_gallery)
     add("run_folder", metavar="run", type=Path, help="the folder of a run that has evaluated")
     add("--to", type=Path, help="the page to write; without it: gallery.html in the run folder")
-    add("--number", type=int, default=4, help="answers of each kind and language")
+    add("--number", type=positive, default=4, help="answers of each kind and language")
     add = add_command(commands, "data", _data)
     add("action", choices=["check", "unpack"], help="check: what is there, what is missing; unpack: the images of CVQA")
     add("task", choices=list(TASKS), help="whose data it is")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cclm.errors import CclmError
 from cclm.files.atomic import make_folder
-from cclm.files.command_line import Parser, open_output
+from cclm.files.command_line import Parser, not_negative, open_output, positive
 from shards.download.options import add_command as add_download
 from shards.parts import read_share
 
@@ -213,9 +213,9 @@ def _parser() -> Parser:
     tokenizer = commands.add_parser("tokenizer", help="train a Unigram tokenizer on the texts of shard sets")
     tokenizer.add_argument("sets", type=Path, nargs="+", metavar="SET_DIR")
     tokenizer.add_argument("--out", type=Path, required=True, metavar="DIR")
-    tokenizer.add_argument("--vocab-size", type=_positive, default=14_000, metavar="N", help="number of pieces")
-    tokenizer.add_argument("--max-tokens", type=_positive, default=512, metavar="N", help="model_max_length")
-    tokenizer.add_argument("--sample", type=_positive, default=200_000, metavar="N", help="train on at most N texts")
+    tokenizer.add_argument("--vocab-size", type=positive, default=14_000, metavar="N", help="number of pieces")
+    tokenizer.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="model_max_length")
+    tokenizer.add_argument("--sample", type=positive, default=200_000, metavar="N", help="train on at most N texts")
     tokenizer.add_argument("--seed", type=int, default=0, help="of the sample")
     share_help = "of the texts' characters; the rarest others become <unk>"
     tokenizer.add_argument("--character-coverage", type=_share, default=1.0, metavar="SHARE", help=share_help)
@@ -230,12 +230,14 @@ def _add_looks(commands: Any) -> None:
     stats = commands.add_parser("stats", help="what there is, by language, source, licence, length and size")
     stats.add_argument("--json", type=Path, metavar="PATH", help="write the numbers there, too")
     stats.add_argument("--html", type=Path, metavar="PATH", help="write a page of plots there, too")
-    stats.add_argument("--samples", type=int, default=10_000, metavar="N", help="measure so many of each set; 0: none")
+    stats.add_argument(
+        "--samples", type=not_negative, default=10_000, metavar="N", help="measure so many of each set; 0: none"
+    )
     stats.set_defaults(run=_stats)
 
     preview = commands.add_parser("preview", help="a page of samples: images with captions and boxes, pairs")
     preview.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
-    preview.add_argument("--samples", type=_positive, default=48, metavar="N", help="of each set")
+    preview.add_argument("--samples", type=positive, default=48, metavar="N", help="of each set")
     preview.set_defaults(run=_preview)
     for command in (verify, stats, preview):
         command.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="shard sets, or folders of them")
@@ -253,7 +255,9 @@ def _add_looks(commands: Any) -> None:
     leakage.add_argument(
         "--images", type=Path, nargs="+", default=[], metavar="DIR", help="its images; none: texts only"
     )
-    leakage.add_argument("--distance", type=int, default=4, metavar="N", help="bits of 64 that hashes may differ in")
+    leakage.add_argument(
+        "--distance", type=not_negative, default=4, metavar="N", help="bits of 64 that hashes may differ in"
+    )
     leakage.add_argument("--json", type=Path, metavar="PATH", help="write the counts there, too, beside the results")
     leakage.set_defaults(run=_leakage)
 
@@ -261,18 +265,11 @@ def _add_looks(commands: Any) -> None:
 def _add_build_options(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each set becomes DIR/NAME")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes")
     parser.add_argument("--task", type=read_share, metavar="I/N", help=task)
     parser.add_argument("--executor", choices=("processes", "ray"), default="processes", help="who runs the workers")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="where fetch-demo put them (default: OUT/cache)")
     parser.set_defaults(run=_build)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def _share(text: str) -> float:
@@ -283,7 +280,6 @@ def _share(text: str) -> float:
 
 
 _share.__name__ = "share from 0.9 to 1"
-_positive.__name__ = "number of at least 1"  # argparse's words: "invalid number of at least 1 value: '0'"
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:

@@ -30,8 +30,8 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.options import CacheConfig
 from cclm.types import Positive
 from cclm.types import View as RecordView
+from cclm.views.entry import ViewEntry
 from cclm.views.images import ImageBatch, image_rows
-from cclm.views.table import OWN, Table, ViewEntry
 from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
 
 
@@ -157,4 +157,3 @@ ENTRY = ViewEntry(
     contrastive="atc",
     matching="atm",
 )
-TABLE: Table = {**OWN, "audio_text": ENTRY}

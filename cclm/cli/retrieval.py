@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands, add_command, say
+from cclm.files.command_line import Commands, add_command, not_negative, positive, say
 
 if TYPE_CHECKING:
     from cclm.hub.open import OpenedModel
@@ -26,29 +26,34 @@ def add_to(commands: Commands) -> None:
     add("--to", type=Path, required=True, help="folder for the Parquet files")
     add("--captions", action="store_true", help="of image-text shards: embed the captions too")
     add("--languages", nargs="+", default=(), help="of texts in shards: only these")
-    add("--batch-size", type=int, default=64, help="images or texts at a time")
-    add("--units-per-file", type=int, default=2048, help="images, lines or samples a file; what a kill costs at most")
-    add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
+    add("--batch-size", type=positive, default=64, help="images or texts at a time")
+    add(
+        "--units-per-file",
+        type=positive,
+        default=2048,
+        help="images, lines or samples a file; what a kill costs at most",
+    )
+    add("--threads", type=not_negative, default=0, help="threads for computing; 0: as many as torch takes")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
-    add("--width", type=int, default=0, help="keep only so many first components of a feature; 0: all")
+    add("--width", type=not_negative, default=0, help="keep only so many first components of a feature; 0: all")
     add("--store", default="fp32", help="to keep features in: fp32, fp16 or int8")
 
     add = add_command(commands, "search", search_texts)
     add("embedded", type=Path, help="what `cclm embed` wrote")
     add("query", nargs="*", help="one text or several, each in quotes")
     add("--model", type=Path, required=True, help="the model that embedded the set")
-    add("--top-k", type=int, default=10, help="results for each text")
-    add("--rerank", type=int, help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)")
+    add("--top-k", type=positive, default=10, help="results for each text")
+    add(
+        "--rerank",
+        type=not_negative,
+        help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)",
+    )
     add("--kind", default="image", help="image or text: what to find")
     add("--index", default="exact", help="exact looks at every row; usearch, for millions, builds an index once")
     add("--html", type=Path, help="also write a page with the images")
     add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="with --serve: the address to listen at; this machine alone reaches the default",
-    )
+    add("--host", default="127.0.0.1", help="with --serve: where to listen; this machine alone reaches the default")
     add("--port", type=int, default=8000, help="with --serve; 0: any that is free")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
@@ -57,8 +62,8 @@ def add_to(commands: Commands) -> None:
     add("shards", type=Path, help="a shard set")
     add("--model", type=Path, required=True, help="a run folder, a checkpoint inside one, or an exported folder")
     add("--to", type=Path, required=True, help="folder for the scores")
-    add("--batch-size", type=int, default=64, help="samples at a time")
-    add("--units-per-file", type=int, default=2048, help="samples a file; what a kill costs at most")
+    add("--batch-size", type=positive, default=64, help="samples at a time")
+    add("--units-per-file", type=positive, default=2048, help="samples a file; what a kill costs at most")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")
     add("--dtype", default="fp32", help="to compute in: fp32, bf16 or fp16")
 
@@ -68,7 +73,7 @@ def embed_source(options: argparse.Namespace) -> None:
     import torch
 
     from cclm.hub.open import open_model, place
-    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, written_by_one
     from cclm.retrieve.embed_source import find_source
     from cclm.retrieve.storage import StorageCost, storage_of
     from cclm.track.progress import Progress
@@ -90,11 +95,12 @@ def embed_source(options: argparse.Namespace) -> None:
         units_per_part=per_file,
         **vars(storage),
     )
-    missing = prepare_folder(options.to, facts)
-    start = facts.num_units - sum(min(per_file, facts.num_units - part * per_file) for part in missing)
     embedder, cost = Embedder(opened=opened, batch_size=options.batch_size), StorageCost(storage)
-    with Progress(facts.num_units, start, "embedding") as progress:
-        done = embed(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit), on_rows=cost.add)
+    with written_by_one(options.to):
+        missing = prepare_folder(options.to, facts)
+        start = facts.num_units - sum(min(per_file, facts.num_units - part * per_file) for part in missing)
+        with Progress(facts.num_units, start, "embedding") as progress:
+            done = embed(embedder, source, options.to, facts, on_unit=progress.update, on_rows=cost.add)
     say(f"{options.to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")
     if not storage.is_all_of(full_width):
         _say_cost(cost)
@@ -199,17 +205,12 @@ def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedS
 def score_pairs_of_set(options: argparse.Namespace) -> None:
     """Score the pairs of a shard set by a model's features, for builds to filter by; started again, it goes on."""
     from cclm.hub.open import open_model, place
-    from cclm.retrieve.embed import Embedder, EmbeddingFacts
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts, written_by_one
     from cclm.retrieve.embed_source import Shards
     from cclm.retrieve.score import score_set
     from cclm.shardfile.scores import finish_scores
     from cclm.track.progress import Progress
 
-    for name in ("batch_size", "units_per_file"):
-        if (given := getattr(options, name)) < 1:
-            raise ConfigError(
-                where=f"--{name.replace('_', '-')}", expected="at least 1", got=str(given), do="Leave it out."
-            )
     source = Shards(options.shards, with_captions=True)
     opened = place(open_model(options.model), options.device, options.dtype)
     facts = EmbeddingFacts(
@@ -223,9 +224,9 @@ def score_pairs_of_set(options: argparse.Namespace) -> None:
         width=1,
     )
     embedder = Embedder(opened=opened, batch_size=options.batch_size)
-    with Progress(facts.num_units, 0, "scoring") as progress:
-        parts = score_set(embedder, source, options.to, facts, on_unit=lambda unit: progress.update(unit))
-    summary = finish_scores(options.to, source.view, parts)
+    with written_by_one(options.to), Progress(facts.num_units, 0, "scoring") as progress:
+        parts = score_set(embedder, source, options.to, facts, on_unit=progress.update)
+        summary = finish_scores(options.to, source.view, parts)
     total = sum(int(each["count"]) for each in summary.languages.values())
     say(f"{options.to}: cosine of {total:,} pairs, by language")
     say(f"{'':8} {'pairs':>9}   5 %   25 %   50 %   75 %   95 %")

@@ -11,7 +11,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import make_folder, replace_text
-from cclm.files.command_line import Commands, add_command, say
+from cclm.files.command_line import Commands, add_command, not_negative, positive, say
 from cclm.files.reading import read_json, read_typed
 from cclm.types import Language
 
@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
     add("--groups", type=Path, help="YAML file, group: [languages]; without it English alone is measured")
     add(
         "--rerank-top-k",
-        type=int,
+        type=not_negative,
         help="candidates that the fusion encoder orders anew, 0 for none; "
         f"without it: {DEFAULT_TOP_K} with --choose-rerank-on, else none",
     )
@@ -45,8 +45,8 @@ def add_to(commands: Commands) -> None:
     )
     add("--out", type=Path, help="JSON file for the results; seconds of other stages in it stay")
     add("--gallery", type=Path, help="JSON file for the report's gallery; without it: gallery.json beside --out")
-    add("--batch-size", type=int, default=256, help="images, texts or pairs at a time")
-    add("--threads", type=int, default=0, help="threads for computing; 0: as many as torch takes")
+    add("--batch-size", type=positive, default=256, help="images, texts or pairs at a time")
+    add("--threads", type=not_negative, default=0, help="threads for computing; 0: as many as torch takes")
 
     add = add_command(commands, "report", report)
     add("run_folder", metavar="run", type=Path, help="a run folder")

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from cclm.errors import ConfigError
-from cclm.files.command_line import Commands, add_command, say
+from cclm.files.command_line import Commands, add_command, positive, say
 
 
 def add_to(commands: Commands) -> None:
@@ -26,8 +26,8 @@ def add_to(commands: Commands) -> None:
     add("path", type=Path, nargs="?", help="the file, or a folder that `cclm export` wrote")
     add("--to", type=Path, help="the folder to make; replaces an older export or import only")
     add("--tokenizer", type=Path, help="tokenizer folder, or a hub name; with it the folder is complete and is checked")
-    add("--image-size", type=int, help="pixels; other than the file's: position tables are interpolated")
-    add("--text-heads", type=int, help="attention heads of the text encoder; without it: of width 64")
+    add("--image-size", type=positive, help="pixels; other than the file's: position tables are interpolated")
+    add("--text-heads", type=positive, help="attention heads of the text encoder; without it: of width 64")
     add("--describe", help="only list the keys of a published family, without any file")
 
     add = add_command(commands, "average", average_models)
@@ -48,7 +48,12 @@ def add_to(commands: Commands) -> None:
         add("--shards", type=Path, nargs="+", default=[], help="shard sets whose texts are the corpus")
         add("--texts", type=Path, nargs="+", default=[], help="text files (UTF-8), one text a line; of the corpus, too")
         if run is grow:
-            add("--pieces", type=int, required=True, help="most pieces to add; those come first that save most tokens")
+            add(
+                "--pieces",
+                type=positive,
+                required=True,
+                help="most pieces to add; those come first that save most tokens",
+            )
         else:
             help = "do not also keep the pieces of texts as published models prepare them"
             add("--as-written", action="store_true", help=help)
@@ -215,8 +220,6 @@ def prune(options: argparse.Namespace) -> None:
 
 def grow(options: argparse.Namespace) -> None:
     """Add pieces of a corpus to tokenizer, word embeddings and masked-LM head, and check the result."""
-    if options.pieces < 1:
-        raise ConfigError(where="--pieces", expected="at least 1", got=str(options.pieces), do="Say how many to add.")
     from cclm.hub.grow_vocabulary import REPORT_NAME, grow_vocabulary
 
     to = options.to

@@ -75,7 +75,11 @@ class TextTokenizer:
         self._known: dict[_Key, list[int]] = {}
 
     def encode(self, texts: Sequence[str], max_tokens: int, max_words: int | None = None) -> list[list[int]]:
-        """Ids of each text, not to be changed: begin, up to `max_tokens` − 2 pieces, end (DataError: text_empty)."""
+        """Ids of each text, not to be changed: begin, up to `max_tokens` − 2 pieces, end.
+
+        Raises:
+            DataError: `text_empty`, `text_encoding`.
+        """
         keys = [(text, max_tokens, max_words) for text in texts]
         if len(self._known) >= CACHED_TEXTS:
             self._known.clear()
@@ -95,7 +99,12 @@ class TextTokenizer:
     def _learn(self, keys: Sequence[_Key]) -> None:
         """Tokenise texts in one call and remember them."""
         texts = [self._clean(text, max_words) for text, _, max_words in keys]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError as error:  # a lone surrogate: a terminal's bytes that are no UTF-8, an escape in JSON
+            whole = "texts of whole Unicode characters"
+            got, do = "half a character in one", "Write it in UTF-8."
+            raise DataError(reason="text_encoding", expected=whole, got=got, do=do) from error
         for (text, max_tokens, max_words), encoding in zip(keys, encodings, strict=True):
             if not encoding.ids:
                 raise DataError(

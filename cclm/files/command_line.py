@@ -64,6 +64,23 @@ def add_command(commands: Commands, name: str, run: Callable[[argparse.Namespace
     return parser.add_argument
 
 
+def positive(text: str) -> int:
+    """Read a number of at least 1: the `type` of an option."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Read a number of at least 0: the `type` of an option."""
+    return positive(text) if int(text) else 0
+
+
+# argparse's words: "invalid number of at least 1 value: '0'"
+positive.__name__, not_negative.__name__ = "number of at least 1", "number of at least 0"
+
+
 def say(line: str) -> None:
     """Write a line for the user."""
     sys.stdout.write(line + "\n")

@@ -29,7 +29,8 @@ from cclm.run.checkpoints import CheckpointFacts
 from cclm.run.progress import slow_ranks
 from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
-from cclm.views.table import VIEWS, ViewEntry
+from cclm.views.entry import ViewEntry
+from cclm.views.table import VIEWS
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",

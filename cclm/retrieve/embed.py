@@ -12,7 +12,8 @@ reads all parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from cclm.errors import ConfigError, DataError
 from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.files import atomic
+from cclm.files.lock import locked_folder
 from cclm.files.reading import read_json
 from cclm.hub.open import OpenedModel
 from cclm.retrieve.embed_source import EmbedSource, Row
@@ -71,6 +73,20 @@ class EmbeddingFacts:
 def part_path(folder: Path, part: int) -> Path:
     """Of a finished part."""
     return folder / f"part-{part:08d}.parquet"
+
+
+@contextmanager
+def written_by_one(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it for the length of the `with` block; a killed command's hold is gone with it.
+
+    Raises:
+        ConfigError: another process holds it.
+        CclmError: it cannot be made, or nothing can be written there.
+    """
+    expected, do = "a folder that no other command writes", "Wait for it, or give another --to."
+    busy = ConfigError(where=str(folder), expected=expected, got="one that is running", do=do)
+    with locked_folder(atomic.make_folder(folder), busy):
+        yield
 
 
 def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_NAME) -> list[int]:

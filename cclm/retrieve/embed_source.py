@@ -51,6 +51,8 @@ class Files:
             if not path.is_file():
                 if path.is_symlink() or not path.is_dir():
                     self.left_out["link to a folder" if path.is_dir() else "no regular file"] += 1
+            elif self._name(path).encode("utf-8", "replace").decode() != self._name(path):
+                self.left_out["name that is not UTF-8"] += 1
             elif path.suffix.lower() in IMAGES:
                 self._units.append((path, None, ""))
             elif path.suffix.lower() in TEXTS:

@@ -134,13 +134,15 @@ class Searcher:
         """Return the rows with the largest cosine for each query, best first (all, if there are not so many).
 
         Raises:
-            ConfigError: a query of which no token is left.
+            ConfigError: a query of which no token is left, or that is not UTF-8.
         """
         feature_QE, errors = Embedder(opened=self.opened).texts(queries)
         for query, error in zip(queries, errors, strict=True):
             if error is not None:
-                expected = "a text with at least one token"
-                raise ConfigError(where="query", expected=expected, got=repr(query), do="Say more.")
+                expected, do = "a text with at least one token", "Say more."
+                if error.partition(":")[0] == "text_encoding":
+                    expected, do = "a text in UTF-8", "Give the terminal a locale in UTF-8."
+                raise ConfigError(where="query", expected=expected, got=repr(query), do=do)
         rows = self.embedded
         query_QW = rows.facts.storage.cut(feature_QE)
         return [

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cclm.annotations.retrieval import PARTS, Part
-from cclm.annotations.rows import USABLE
+from cclm.annotations.rows import USABLE, ClassifyRow
 from cclm.config import FineTuneConfig, RunConfig
 from cclm.data.batch import Batch
 from cclm.data.loader import StepDataset
@@ -317,14 +317,31 @@ class RowEvaluation(TaskEvaluation):
         settings: AnnotatedConfig = self.view.config
         return settings.dev if part == "dev" else settings.test
 
+    def __post_init__(self) -> None:
+        """Look at the files that are trained on, too."""
+        for rows in self.source.sets:
+            assert isinstance(rows, RowSet)
+            self._check_classes(rows)
+        super().__post_init__()
+
+    def _check_classes(self, rows: RowSet) -> None:
+        """Refuse classes that the model has not: training would break off, and a test would count them as wrong."""
+        number = self.config.model.num_classes
+        for row in rows.rows:
+            if isinstance(row, ClassifyRow) and row.label is not None and row.label >= number:
+                expected, got = f"classes from 0 to {number - 1}", f"{row.label} in row {row.id}"
+                do = f"Count classes from 0, or correct model.num_classes ({number})."
+                raise DataError(reason="class_unknown", expected=expected, got=got, do=do, where=str(rows.path))
+
     def check(self, name: str, where: str, part: Part) -> None:
         """Read an annotation file.
 
         Raises:
             ConfigError: without answers nothing can be chosen on it.
-            DataError: two rows share an id (reason key_twice).
+            DataError: two rows share an id (reason key_twice), or a class that the model has not (class_unknown).
         """
         rows = self._rows(name, where)
+        self._check_classes(rows)
         if again := [key for key, number in Counter(row.id for row in rows.rows).items() if number > 1]:
             expected, got = (
                 "each id once in a file that is measured",

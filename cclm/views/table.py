@@ -11,38 +11,20 @@ Settings load without torch, so that a login node can check a recipe; what train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from cclm.data.config import ViewConfig, Views
+from cclm.data.config import Views
 from cclm.errors import ConfigError
 from cclm.views.annotated.options import AnswerConfig, ClassifyConfig, LocateConfig, RetrieveConfig
+from cclm.views.entry import ViewEntry
 from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.regions.options import RegionConfig
 from cclm.views.text_pair.options import TextPairConfig
 
 if TYPE_CHECKING:
     from cclm.views.view import View
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewEntry:
-    """A view that a configuration may name."""
-
-    config: type[ViewConfig]
-    """Its settings."""
-    load: Callable[[], type[View[Any, Any]]]
-    """Import and return its class."""
-    title: str
-    """For people."""
-    unit: str
-    """What its speed counts: images, pairs, …"""
-    contrastive: str = ""
-    """Name of its contrastive loss, if it has one."""
-    matching: str = ""
-    """Name of its matching loss, if it has one."""
 
 
 def _image_text() -> type[View[Any, Any]]:

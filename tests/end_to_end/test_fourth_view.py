@@ -18,8 +18,8 @@ from cclm.engine.stored_weights import load_full_state
 from cclm.run.stop import STOPPED_CODE
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset
-from tests.end_to_end.train_four_views import STEPS, config_of, main
-from tests.fourth_view import TABLE, spectrogram
+from tests.end_to_end.train_four_views import STEPS, TABLE, config_of, main
+from tests.fourth_view import spectrogram
 from tests.ranks.harness import in_group, on_ranks
 from tests.same_runs import values_of
 from tests.tiny_run import write_corpus

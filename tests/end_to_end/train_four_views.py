@@ -12,11 +12,13 @@ from cclm.run.signals import StopRequest
 from cclm.run.stop import STOPPED_CODE, StopKind, ask_to_stop
 from cclm.train.build import open_run
 from cclm.train.loop import Run, train
-from tests.fourth_view import TABLE
+from cclm.views.table import OWN, Table
+from tests.fourth_view import ENTRY
 from tests.tiny_run import recipe
 from tests.tiny_training import as_config
 
 STEPS = 10
+TABLE: Table = {**OWN, "audio_text": ENTRY}
 
 
 def config_of(corpus: Path, run_folder: Path) -> RunConfig:

@@ -99,7 +99,7 @@ def make_deepspeed(case: Case, **options: Any) -> Any:
     from cclm.engine.deepspeed.engine import DeepSpeedEngine
 
     if not case.clears_stale_gradients:
-        quirks.clear_stale_gradients = lambda zero, stage: None  # in this rank's process, for good
+        quirks.forget_gradients = quirks.clear_stale_gradients = lambda zero, stage: None  # in this process, for good
     topology, ours = Topology.from_environment(device="cpu"), collectives()
     seed_initialisation(case.seed)
     return DeepSpeedEngine(

@@ -75,9 +75,12 @@ class DeepSpeedEngine(Engine[BatchType]):
     def _backward(self, total: Tensor) -> None:
         """Back-propagate; the last of an update's backward calls averages gradients over the ranks."""
         check_reaches_trained(total)
-        if self._num_backwards == 0:
-            quirks.clear_stale_gradients(self.optimizer, self.stage)
+        is_first = self._num_backwards == 0
+        if is_first:
+            quirks.forget_gradients(self.optimizer, self.stage)
         self.runner.backward(total)
+        if is_first:
+            quirks.clear_stale_gradients(self.optimizer, self.stage)
         if self._num_backwards + 1 < self._accumulation_steps and not self.owns_boundary:
             self.runner.step()  # counts the micro-step; the update comes at the boundary
 

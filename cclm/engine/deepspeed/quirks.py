@@ -1,8 +1,8 @@
 """What DeepSpeed does otherwise than one would think (seen in 0.19.8), what is done here about it, and the test.
 
 1.  *Gradients of earlier updates are used again.* ZeRO-3 overwrites a parameter's gradient in the first backward of an
-    update that reaches it, and never clears the buffer. With the optimizer offloaded, stages 1 and 2 too never clear
-    what goes to the CPU. → `clear_stale_gradients`
+    update that reaches it, and never clears the others. With the optimizer offloaded, stages 1 and 2 too never clear
+    what goes to the CPU. → `forget_gradients`, `clear_stale_gradients`
     (tests/parity/test_engine.py::test_gradients_of_joint_image_only_and_text_only_steps, ::test_offload)
 2.  With the optimizer offloaded, stages 2 and 3 hand over only the gradients that the *last* backward of an update
     reaches, unless the caller says when an update ends (`managed_gradient_accumulation: false`). → `owns_boundary`.
@@ -137,17 +137,24 @@ def owns_boundary(ds_config: Mapping[str, Any]) -> bool:
     return zero_stage(ds_config) >= 2 and offloads_optimizer(ds_config)
 
 
-def clear_stale_gradients(zero: Any, stage: int) -> None:
-    """Clear all that the ZeRO optimizer remembers of gradients: before the first backward of each update."""
-    is_offloaded = stage > 0 and bool(getattr(zero, "offload_optimizer" if stage == 3 else "cpu_offload", False))
+def forget_gradients(zero: Any, stage: int) -> None:
+    """Clear what the ZeRO optimizer remembers of gradients elsewhere: before the first backward of each update."""
     if stage == 3:
-        zero.grad_partitions_flat_buffer.zero_()
-    if is_offloaded:
+        zero._offload_boundary_param_ids.clear()  # of the parameters that this update has reached, offloaded or not
+    if stage > 0 and bool(getattr(zero, "offload_optimizer" if stage == 3 else "cpu_offload", False)):
         zero.norm_for_param_grads.clear()
         for flat in zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups:
             flat.grad.zero_()
         for gradient in getattr(zero, "accumulated_grads_in_cpu", {}).values():
             gradient.zero_()
+
+
+def clear_stale_gradients(zero: Any, stage: int) -> None:
+    """Clear the gradients that the first backward of an update, just done, has not overwritten."""
+    if stage == 3:
+        place_of = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        for param_id in place_of.keys() - zero._offload_boundary_param_ids:
+            place_of[param_id].zero_()
 
 
 def let_leaves_see_gradients(module: nn.Module) -> None:

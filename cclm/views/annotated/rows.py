@@ -94,7 +94,8 @@ def read_rows(path: Path, file_format: Format, name: str) -> AnnotationFile[Any]
     found = READERS[file_format](path, language_of(name))
     if not found.rows:
         raise ConfigError(
-            where=str(path), expected="an annotation file with rows", got=f"{found.num_entries} without a right answer",
+            where=str(path), expected="an annotation file with rows",
+            got=f"{found.num_entries} entries, none with a right answer",
             do="Give the file with answers.",
         )  # fmt: skip
     return found

@@ -25,7 +25,7 @@ from cclm.data.seeding import Purpose, keyed_generator
 from cclm.data.source import SampleSource
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 from cclm.views.annotated.options import AnnotatedConfig
 from cclm.views.annotated.rows import Images, Row, RowSet, text_of
 from cclm.views.captions import names_a_side
@@ -139,7 +139,13 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         for row in rows:
             images = (decode_image(self.images.read(name), where=name) for name in images_of(row))
             pixels = [eval_image(image, self.config.transform) for image in images]
-            samples.append(self.sample_of(row, pixels, is_test=True))
+            try:
+                samples.append(self.sample_of(row, pixels, is_test=True))
+            except DataError as error:  # of a text: only the row says which
+                expected, got, do = error.expected, error.got, error.do
+                raise DataError(
+                    reason=error.reason, expected=expected, got=got, do=do, where=f"row {row.id}"
+                ) from error
         return self.collate(samples, range(first, first + len(samples)))
 
     @abstractmethod

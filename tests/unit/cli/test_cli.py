@@ -49,6 +49,30 @@ def test_options_are_spelled_with_hyphens() -> None:
     assert DEFAULT_TOP_K > 1
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "number", "least"),
+    [
+        ("evaluate x --shards s", "--batch-size", 0, 1),
+        ("evaluate x --shards s", "--threads", -1, 0),
+        ("evaluate x --shards s", "--rerank-top-k", -1, 0),
+        ("embed x s --to d", "--batch-size", -3, 1),
+        ("embed x s --to d", "--units-per-file", 0, 1),
+        ("embed x s --to d", "--width", -1, 0),
+        ("score s --model x --to d", "--batch-size", 0, 1),
+        ("search e q --model x", "--top-k", 0, 1),
+        ("search e q --model x", "--rerank", -2, 0),
+        ("grow-vocabulary x --texts t --to d", "--pieces", 0, 1),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused_at_once(
+    command: str, option: str, number: int, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), option, str(number)])
+    assert ended.value.code == 2
+    assert f"argument {option}: invalid number of at least {least} value: '{number}'" in capsys.readouterr().err
+
+
 def test_a_users_mistake_is_one_sentence_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -69,6 +69,12 @@ def test_an_empty_text_is_a_bad_sample(text: str) -> None:
     assert caught.value.reason == "text_empty"
 
 
+def test_half_a_character_is_a_bad_sample() -> None:
+    with pytest.raises(DataError) as caught:
+        TextTokenizer(make_tokenizer()).encode(["AA", "half \ud83d"], 8)
+    assert caught.value.reason == "text_encoding"
+
+
 def test_a_folder_is_loaded(tmp_path: Path) -> None:
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path, "cclm")

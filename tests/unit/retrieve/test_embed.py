@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from cclm.retrieve.embed import (
     embed_units,
     part_path,
     prepare_folder,
+    written_by_one,
 )
 from cclm.retrieve.embed_source import Files, Shards, find_source
 from cclm.retrieve.search import Hit, load_embedded, page, search, text_table
@@ -99,12 +101,13 @@ def test_turned_gone_and_foreign_files_are_accounted_for(opened: OpenedModel, tm
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
+    Path(os.fsdecode(bytes(tmp_path / "sub") + b"/\xff.png")).write_bytes(b"of an old disk")
     source = Files(tmp_path)
     (tmp_path / "gone.png").unlink()
     found = embed_units(Embedder(opened=opened), source, range(len(source)))
     assert [str(row["error"]).split(":")[0] for row in found] == ["None", "None", "None", "image_missing"]
     assert all((row["feature"] == found[0]["feature"]).all() for row in found[:3])
-    assert source.left_out == {".pdf": 1, "link to a folder": 1, "no regular file": 1}
+    assert source.left_out == {".pdf": 1, "link to a folder": 1, "no regular file": 1, "name that is not UTF-8": 1}
 
 
 def test_shards_give_pictures_captions_and_sentences(opened: OpenedModel, tmp_path: Path) -> None:
@@ -206,6 +209,8 @@ def test_search_says_what_does_not_fit(opened: OpenedModel, folder: Path, tmp_pa
         search(opened, stranger, ["a"], top_k=1)
     with pytest.raises(ConfigError, match="a text with at least one token, got '  '"):
         search(opened, embedded, ["  "], top_k=1)
+    with pytest.raises(ConfigError, match=r"a text in UTF-8, got '\\udcfc'"):
+        search(opened, embedded, ["\udcfc"], top_k=1)
     (folder / "red.png").write_bytes(b"gone")
     with pytest.raises(ConfigError, match="expected the files that were embedded, got others"):
         search(opened, embedded, ["a"], top_k=1, rerank_top=2)
@@ -271,6 +276,9 @@ def test_the_commands_go_on_after_a_kill(
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(out.glob("part-*.parquet"))) == 2
+    with written_by_one(out):
+        assert main(arguments) == 74 and "a folder that no other command writes" in capsys.readouterr().err
+    assert main([*arguments[:4], str(folder / "red.png")]) == 2
     assert main(arguments) == 0
     assert "11 units in 4 files, 5 of them now" in capsys.readouterr().out
     assert columns(out)["unit"] == list(range(11))

@@ -196,7 +196,6 @@ def test_what_has_no_score_is_counted_by_reason(
     assert main(arguments) != 0
     assert "score_not_finite 12" in capsys.readouterr().err
     assert not (tmp_path / "none/_scores.json").exists()
-    assert main([*arguments, "--batch-size", "0"]) == 2
 
 
 def test_a_pair_is_found_whichever_side_comes_first() -> None:

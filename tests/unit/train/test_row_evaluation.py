@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,17 +18,36 @@ from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
 
 
-def test_ids_that_stand_twice_are_refused_at_the_start(tmp_path: Path) -> None:
+def evaluation_in(tmp_path: Path, **view: Any) -> tuple[Path, RowEvaluation]:
     write_tokenizer(tmp_path)
     data = stand_in("xvnli", tmp_path / "data")
-    config = with_epochs(as_config({**alone(data, tmp_path), "engine": "plain"}))
+    config = with_epochs(as_config({**alone(data, tmp_path, **view), "engine": "plain"}))
     Path(config.run_folder).mkdir()
     ranks, metric = collectives(), TaskMetric(task="xvnli", view="classify", metrics=("accuracy",))
     engine = build_engine(config, module_of(config, ranks), Topology.from_environment(device="cpu"), ranks, None)
     found = evaluation_of(metric, config, engine, dataset_of(config), 0)
     assert isinstance(found, RowEvaluation)
+    return data, found
+
+
+def test_ids_that_stand_twice_are_refused_at_the_start(tmp_path: Path) -> None:
+    data, found = evaluation_in(tmp_path)
     with (data / "annotations/en/train.jsonl").open(encoding="utf-8") as rows:
         (data / "twice.jsonl").write_text(next(rows) * 2, encoding="utf-8")
     with pytest.raises(DataError) as caught:
         found.check("en", "twice.jsonl", "test")
     assert (caught.value.reason, caught.value.where) == ("key_twice", str(data / "twice.jsonl"))
+
+
+@pytest.mark.parametrize("part", ["sources", "dev", "test"])
+def test_classes_that_the_model_has_not_are_refused_at_the_start(tmp_path: Path, part: str) -> None:
+    paths = {}
+    for name, labels in (("good", (0, 1, 2) * 2), ("from_one", (1, 2, 3) * 2)):
+        rows = [{"images": ["red_box.jpg"], "text": "red", "label": label} for label in labels]
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {key: str(paths["from_one" if key == part else "good"]) for key in ("sources", "dev", "test")}
+    view = {"sources": {"en": {"path": files["sources"]}}, "dev": {"en": files["dev"]}, "test": {"en": files["test"]}}
+    with pytest.raises(DataError, match=r"classes from 0 to 2, got 3 in row en:from_one.jsonl:3") as caught:
+        evaluation_in(tmp_path, format="rows", **view)
+    assert (caught.value.reason, caught.value.where) == ("class_unknown", str(paths["from_one"]))

@@ -17,7 +17,8 @@ from cclm.views.annotated.locate import LocateSource
 from cclm.views.annotated.retrieve import RetrieveSource
 from cclm.views.regions.view import GROUP_PURPOSE
 from cclm.views.table import VIEWS, installed_views, make_views
-from tests.fourth_view import TABLE, AudioTextConfig, AudioTextSource
+from tests.end_to_end.train_four_views import TABLE
+from tests.fourth_view import AudioTextConfig, AudioTextSource
 from tests.tiny_views import Views, only, open_dataset
 
 
@@ -70,13 +71,16 @@ def test_an_installed_package_brings_its_view_to_every_program(tmp_path: Path, m
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--views.audio_text.num_bins" in done.stdout
+    code = "import tests.fourth_view; from cclm.views.table import VIEWS; assert 'audio_text' in VIEWS"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False)
+    assert done.returncode == 0, "the package's own tests import its view before ours"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "expected", "got"),
     [
         ("audio_text", "no_such_module:ENTRY", "a ViewEntry", "no_such_module:ENTRY: No module named 'no_such_module'"),
-        ("audio_text", "tests.fourth_view:TABLE", "a ViewEntry", "tests.fourth_view:TABLE"),
+        ("audio_text", "tests.fourth_view:AudioTextView", "a ViewEntry", "tests.fourth_view:AudioTextView"),
         ("text_pair", "tests.fourth_view:ENTRY", "a name of its own", "tests.fourth_view:ENTRY"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,7 @@ def test_a_broken_image_is_replaced_in_training_and_stops_an_evaluation(data: Pa
     with pytest.raises(DataError) as caught:
         source.evaluated(broken)
     assert caught.value.reason == "image_broken"
+    row = replace(next(row for row in source.sets[0].rows if row.images == ("green_box.jpg",)), text=" ")  # type: ignore[attr-defined]
+    with pytest.raises(DataError) as caught:
+        source.evaluated([row])
+    assert (caught.value.reason, caught.value.where) == ("text_empty", f"row {row.id}")
