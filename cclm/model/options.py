@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 PathText = Annotated[str, "a path"]
 """As in `cclm.types`, which an exported folder does not carry."""
 MAY_BE_ZERO = frozenset({"num_layers", "num_classes", "pad_token_id", "position_offset"})
-DROPS = frozenset({"dropout", "attention_dropout", "drop_path"})
+_hints = cache(get_type_hints)
 OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 
 
@@ -353,9 +353,6 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
     return kind(**values)
 
 
-_hints = cache(get_type_hints)
-
-
 def _check_fields(options: Any) -> None:
     """Closed sets of words hold one of them, no size is below 1, and what is dropped is a share."""
     for name, hint in _hints(options.__class__).items():
@@ -364,5 +361,5 @@ def _check_fields(options: Any) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
         if hint in (int, tuple[int, ...]) and min(value if hint is not int else (value,), default=least) < least:
             raise ValueError(f"{name}: expected whole numbers of at least {least}, got {value}. Correct the config.")
-        if name in DROPS and not 0 <= value < 1:
+        if "drop" in name and not 0 <= value < 1:
             raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {value}. Correct the config.")
