@@ -5,9 +5,9 @@
 Sides: `ours` (plain engine), `lean` (the same with `kernels.freed_memory: returned` and `cclm.ops.heap.NO_LISTS` in
 GLIBC_TUNABLES), `checkpointed` (lean, and every block computed twice), `published` (`benchmarks/published_step.py`,
 the C library's heap as it is), `deepspeed` (ZeRO-3 on one rank). Each round runs each side once, in a fresh process: a
-step to warm up, then `--steps` timed ones. Printed are medians over all timed steps with the lowest and highest, wall and CPU seconds, and peak memory
-(ru_maxrss). Ratios are of CPU seconds, which other jobs on the machine disturb less; those of wall seconds stand beside
-them (`…_wall`). `benchmarks/ops.py` adds the ratios of the two fused losses.
+step to warm up, then `--steps` timed ones. Printed are medians over all timed steps with the lowest and highest, wall
+and CPU seconds, and peak memory (ru_maxrss). Ratios are of CPU seconds, which other jobs on the machine disturb less;
+those of wall seconds stand beside them (`…_wall`). `benchmarks/ops.py` adds the ratios of the two fused losses.
 """
 
 from __future__ import annotations
