@@ -46,7 +46,7 @@ BUDGETS = {
     "cclm/shardfile": 1950,
     "cclm/track": 600,
     "cclm/train": 5080,
-    "cclm/views": 2960,
+    "cclm/views": 2970,
     "finetune": 1950,
     "launch": 5450,
     "pretrain": 380,
