@@ -116,7 +116,8 @@ def memory(cases: Sequence[Case]) -> Table:
     rows = [[*head, "logits, word gradient", "all", "all, blocks computed again"]]
     for case in cases:
         found, again = memory_of(case, USUAL), memory_of(case, USUAL, checkpointing="full")
-        parts = (found.process, found.weights, found.gradients, found.moments, found.activations, again.activations)
+        gradients = found.gradients + found.buckets
+        parts = (found.process, found.weights, gradients, found.moments, found.activations, again.activations)
         sizes = (*parts, found.logits, found.total, again.total)
         rows.append([case.name, case.precision, *(f"{size / 1e9:.1f}" for size in sizes)])
     return rows

@@ -2,10 +2,10 @@
 
     python -m benchmarks.step [--threads 2] [--rounds 3] [--steps 3] [--only SIDE] [--lengths real|full] [--json PATH]
 
-Sides: `ours` (plain engine), `lean` (the same with `kernels.freed_memory: returned`), `checkpointed` (lean, and every
-block computed twice), `published` (`benchmarks/published_step.py`, with the C library's heap as it is), `deepspeed`
-(ZeRO-3 on one rank). Each round runs each side once, in a fresh process: a step to warm up, then `--steps` timed ones.
-Printed are medians over all timed steps with the lowest and highest, wall and CPU seconds, and peak memory
+Sides: `ours` (plain engine), `lean` (the same with `kernels.freed_memory: returned` and `cclm.ops.heap.NO_LISTS` in
+GLIBC_TUNABLES), `checkpointed` (lean, and every block computed twice), `published` (`benchmarks/published_step.py`,
+the C library's heap as it is), `deepspeed` (ZeRO-3 on one rank). Each round runs each side once, in a fresh process: a
+step to warm up, then `--steps` timed ones. Printed are medians over all timed steps with the lowest and highest, wall and CPU seconds, and peak memory
 (ru_maxrss). Ratios are of CPU seconds, which other jobs on the machine disturb less; those of wall seconds stand beside
 them (`…_wall`). `benchmarks/ops.py` adds the ratios of the two fused losses.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -34,11 +35,12 @@ from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.choice import choose_model_kernels
-from cclm.ops.heap import treat_freed_memory
+from cclm.ops.heap import NO_LISTS, treat_freed_memory
 from cclm.ops.options import KernelConfig
 from cclm.train.step import CrossViewTraining
 
 SIDES = ("ours", "lean", "checkpointed", "published", "deepspeed")
+LEAN = ("lean", "checkpointed")
 LENGTHS = ("real", "full")
 DS_CONFIG = "ds_configs/zero3_cpu.json"
 PHASES = ("forward", "backward", "update")
@@ -119,7 +121,7 @@ def measure(side: str, case: StepCase, steps: int, threads: int, published_heap:
     """Build one side here and time it."""
     torch.set_num_threads(threads)
     if side != "published" or published_heap:
-        treat_freed_memory("returned" if side in ("lean", "checkpointed") else "kept", {})
+        treat_freed_memory("returned" if side in LEAN else "kept", os.environ)
     walls, cpus, phases = [], [], []
     with ExitStack() as stack:
         step = make_step(side, case, stack)
@@ -201,6 +203,9 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for side, length in pairs:
             case = StepCase(full=length == "full")
+            os.environ.pop("GLIBC_TUNABLES", None)
+            if side in LEAN:  # read when a process begins
+                os.environ["GLIBC_TUNABLES"] = NO_LISTS
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 timings[side, length].append(
                     pool.apply(measure, (side, case, arguments.steps, arguments.threads, arguments.published_heap))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from cclm.errors import CclmError
+from cclm.files.atomic import make_folder
 from cclm.files.command_line import Parser, not_negative, open_output, positive
 from shards.download.options import add_command as add_download
 from shards.parts import read_share
@@ -178,6 +179,7 @@ def _write_json(path: Path | None, result: object) -> None:
 def _tokenizer(arguments: argparse.Namespace, console: Console) -> int:
     from shards.tokenizer import sample_texts, train_tokenizer, write_tokenizer
 
+    make_folder(arguments.out)  # what cannot be written is told before an hour of training
     sample = sample_texts(arguments.sets, arguments.sample, arguments.seed)
     used, held = len(sample.texts), sample.num_texts
     console.out(f"training on {used:,} texts, each of a thing once; the sets hold {held:,}")

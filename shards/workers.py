@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -52,8 +53,10 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self._pool is not None:
+            for worker in multiprocessing.active_children() if error is not None else ():
+                worker.kill()  # nobody waits for the rest of its job: what is finished is kept
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
@@ -73,17 +76,30 @@ class Workers:
         waiting = iter(jobs)
         while True:
             for job in itertools.islice(waiting, self.ahead * self._number - len(pending)):
-                pending[self._pool.submit(function, job)] = job
+                pending[self._submit(function, job)] = job
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 yield pending.pop(future), future.result()
 
+    def _submit(self, function: Callable[[Job], Result], job: Job) -> Future[Result]:
+        # Ctrl-C reaches every process of the terminal. A worker, which may begin here, inherits that it is not for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            future: Future[Result] = self._pool.submit(function, job)
+            return future
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def _open(self) -> Any:
         # Spawned, not forked: pyarrow and rich have threads, and a forked child may inherit a lock that nobody opens.
         context = multiprocessing.get_context("spawn")
         # A pool's workers would outlive a killed build, and finish shards under the hands of the one that goes on.
-        return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
+        try:
+            return ProcessPoolExecutor(self._number, context, initializer=die_with_parent, initargs=(os.getpid(),))
+        except OSError as error:
+            error.filename = error.filename or "/dev/shm"  # where semaphores lie; no room on the set's disk is another
+            raise
 
 
 class RayWorkers(Workers):

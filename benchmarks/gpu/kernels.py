@@ -122,19 +122,25 @@ def head_error(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.de
 
 
 def varlen_error(lengths: tuple[int, ...], heads: int, width: int, device: torch.device) -> float:
-    """Return the largest error of attention inside of sequences that lie one after the other, and of its gradients."""
+    """Return the largest error of attention inside of sequences that lie one after the other, of all their queries and
+    of the first of each but the first sequence, and of its gradients."""
     generator = torch.Generator().manual_seed(width)
     draw = torch.randn(3, sum(lengths), heads, width, generator=generator).bfloat16().to(device)
     starts = functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(device)
+    some = (torch.arange(len(starts), dtype=torch.int32, device=device) - 1).clamp_min(0)
 
     def run(attention: Callable[..., Tensor], wide: torch.dtype) -> list[Tensor]:
         rows = draw.clone().to(wide).requires_grad_()
-        found = attention(*rows.unbind(0), starts, max(lengths) + 2)
+        query, key, value = rows.unbind(0)
+        found = attention(query, key, value, starts, starts, max(lengths) + 2)
+        if len(lengths) > 1:
+            first = attention(query[starts[1:-1]], key, value, some, starts, max(lengths) + 2)
+            found = torch.cat([found, first])
         (found * torch.linspace(-1, 1, width, device=device).to(wide)).sum().backward()
         assert rows.grad is not None
         return [found.detach(), rows.grad]
 
-    exact = run(lambda *given: varlen_reference(*given[:3], starts, starts, given[4], given[4]), torch.float64)
+    exact = run(lambda *given: varlen_reference(*given, given[5]), torch.float64)
     return relative_error(run(varlen_attention(), torch.bfloat16), exact)
 
 
@@ -262,7 +268,7 @@ def attention_forms(device: torch.device) -> dict[str, Callable[..., Tensor]]:
 
     def packed(rows_TD: Tensor, layout: Any, heads: int) -> Tensor:
         parts = rows_TD.view(len(rows_TD), 3, heads, -1).unbind(1)
-        return kernel(*parts, layout.starts, layout.length).flatten(1)
+        return kernel(*parts, layout.starts, layout.starts, layout.length).flatten(1)
 
     return {"padded": padded, "varlen": packed}
 

@@ -194,7 +194,8 @@ class WorkerPool(Generic[Value]):
                 do="Raise the limit (`ulimit -n`), or lower data.num_workers.",
             )
         number, seconds = _ANSWER.unpack(head)
-        assert number == step == worker.asked.pop(0), f"{worker.name} delivered step {number}, not {step}"
+        asked = worker.asked.pop(0)
+        assert number == step == asked, f"{worker.name} delivered step {number}, not {step}"
         size_bytes = os.fstat(descriptors[0]).st_size
         value = _unpack(descriptors[0])
         self._slowest_s = max(self._slowest_s, seconds)

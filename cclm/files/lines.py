@@ -102,7 +102,7 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         OSError: with the file's name; what a full disk leaves of a line, no reader takes for one.
     """
     data = (json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         while data:  # a disk that is nearly full takes a part, and refuses only the next one
             data = data[os.write(descriptor, data) :]

@@ -47,7 +47,7 @@ def run_lock(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
     """
     make_folder(folder)
     with ExitStack() as stack:
-        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         stack.callback(os.close, descriptor)
         try:
             if not _acquire(descriptor):
@@ -167,7 +167,7 @@ def lease_holder(path: Path) -> str:
 def _take(path: Path, mine: dict[str, Any]) -> None:
     for _ in range(NUM_TRIES):
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             owner = _read(path)
             if not _is_lost(path, owner):

@@ -67,16 +67,21 @@ def read_yaml(path: Path, *, expected: str, do: str) -> Any:
     return plain(node)
 
 
-def read_json(path: Path, default: Any) -> Any:
+def read_json(path: Path, default: Any, kind: type = dict) -> Any:
     """Return the contents of a JSON file that a program wrote, or `default` if there is none.
 
     Raises:
-        ConfigError: it is a folder, may not be read, or is not UTF-8 or not JSON.
+        ConfigError: it is a folder, may not be read, is not UTF-8 or not JSON, or holds something else than a `kind`
+            (where `default` is a list: than a list).
     """
     if not path.exists():
         return default
+    kind = list if isinstance(default, list) else kind
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError("no list" if kind is list else "no mapping")
+        return found
     except (OSError, ValueError, RecursionError) as error:
         got = "a folder" if isinstance(error, IsADirectoryError) else getattr(error, "strerror", None) or f"{error}"
         raise ConfigError(

@@ -81,6 +81,8 @@ class Sharding:
     """Of a value when gradients are summed over ranks."""
     reduce_bucket: float
     allgather_bucket: float
+    overlaps: bool
+    """Whether ZeRO 1 and 2 fill a second bucket while the first one is summed."""
     threshold: int
     leaves: tuple[str, ...]
     hpz: int
@@ -104,6 +106,7 @@ class Sharding:
             gradient_bytes=4 if precision == "fp32" or values.get("communication_data_type") == "fp32" else 2,
             reduce_bucket=zero.get("reduce_bucket_size", 5e8),
             allgather_bucket=zero.get("allgather_bucket_size", 5e8),
+            overlaps=zero.get("overlap_comm", False),
             threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             leaves=tuple(zero.get("leaf_module", {}).get("classes", ())),
             hpz=zero.get("zero_hpz_partition_size", 1),

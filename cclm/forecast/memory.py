@@ -2,13 +2,17 @@
 
     ZeRO stage   weights in the forward pass   fp32 weights that are updated   gradients   moments
     plain, 0     N                             (the same)                      T           2 T
-    1            N                             T / W                           T, T / W    2 T / W
+    1            N                             T / W                           T / W       2 T / W
     2            N                             T / W                           T / W       2 T / W
     3            N / W, and what is gathered   T / W; in fp32 (the same)       T / W       2 T / W
 
-All but the weights are fp32. Besides: the buckets in which gradients are summed over ranks, what autograd keeps, the
-block of masked-LM logits with the gradient of the word table, and what a process has before it holds a tensor. Left
-out: the fp32 copy that ZeRO-3's update makes of gradients that were summed in bf16.
+All but the weights are fp32. ZeRO 1 adds up T gradients where a step has several micro-batches. Besides: the buckets in
+which gradients are summed over ranks, what autograd keeps, the block of masked-LM logits with the gradient of the word
+table, and what a process has before it holds a tensor. Left out: the fp32 copy that ZeRO-3's update makes of gradients
+that were summed in bf16.
+
+A CPU whose freed memory is kept (`kernels.freed_memory`) finds no room for a large piece where another has been: what
+is needed in turns adds up there.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ class Memory:
     weights: float
     """For the forward pass (of ZeRO-3 a share, and what is gathered at once), and those that are updated."""
     gradients: float
-    """What stays of them till the update, and the buckets in which they are summed."""
+    """What stays of them till the update."""
+    buckets: float
+    """In which they are summed over ranks, and what is copied for it; beside activations and logits."""
     moments: float
     """AdamW's, and the moving average."""
     activations: float
@@ -41,17 +47,18 @@ class Memory:
     logits: float
     """The block of masked-LM logits that exists at once, and the gradient of the word table that it makes."""
     updating: float
-    """Of ZeRO 1 and 2 gradients in a row, while weights are updated: instead of activations and logits."""
+    """Of ZeRO 1 and 2 gradients in a row while weights are updated, and weights that gloo gathers, instead of what a
+    backward pass needs; of ZeRO-3 on a CPU the row of zeros with which it begins."""
 
     snapshot: float
     """The copy from which a checkpoint is written in the background; on a GPU it is the node's memory."""
     returns_memory: bool
-    """Whether what was freed is there for others at once; the C library of a CPU keeps much of it."""
+    """Whether what was freed is there for others at once."""
 
     @property
     def total(self) -> float:
         """At the peak."""
-        before, inside = self.activations + self.logits, self.updating
+        before, inside = self.activations + self.logits + self.buckets, self.updating
         peak = max(before, inside) if self.returns_memory else before + inside
         return self.process + self.weights + self.gradients + self.moments + self.snapshot + peak
 
@@ -60,10 +67,8 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
     """Return the bytes on one of `count` ranks; `checkpointing`: of all encoders, instead of the configuration's."""
     size, value, sharding = case.num_parameters, case.value_bytes, case.sharding
     trained, stage = case.num_trained, sharding.stage
-    share = trained / (count if stage else 1)
-    held = FP32 * share
-    bucket = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
-    sums = bucket * sharding.gradient_bytes if count > 1 else 0.0
+    returns_memory = device == "cuda" or case.config.kernels.freed_memory == "returned"
+    held = FP32 * trained / (count if stage else 1)
     if stage == 3:
         apart = 0.0 if value == FP32 and not sharding.offloads else held
         weights = size / count * value + apart
@@ -75,7 +80,7 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
             weights += size * value / min(sharding.hpz, count)
     else:
         weights = size * value + (held if stage else 0.0)
-    gradients = held + sums * (2 if stage == 3 else 1) + (trained * value if stage == 1 else 0.0)
+    gradients = held + (trained * sharding.gradient_bytes if stage == 1 and case.parts > 1 else 0.0)
     moments = (2 + bool(case.config.optimizer.ema_decay)) * held
     if sharding.offloads:  # on a GPU it is the node's memory; on a CPU the same
         weights, moments = weights - held, 0.0
@@ -88,28 +93,57 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
         process=A["cuda_process_bytes"] if device == "cuda" else A["cpu_process_bytes"],
         weights=weights,
         gradients=gradients,
+        buckets=_buckets(case, count, device, returns_memory),
         moments=moments,
-        activations=_activations(case, count, checkpointing),
+        activations=_activations(case, count, checkpointing, returns_memory),
         logits=logits + FP32 * words * case.config.model.width,
-        updating=held if stage in (1, 2) else 0.0,
+        updating=_updating(case, count, device, held),
         snapshot=checkpoint_bytes(case) / count if device == "cpu" and case.config.checkpoint.background else 0.0,
-        returns_memory=device == "cuda",
+        returns_memory=returns_memory,
     )
 
 
-def _activations(case: Case, count: int, checkpointing: str | None) -> float:
-    """Of the update that needs most; every count was made in bf16."""
+def _buckets(case: Case, count: int, device: str, returns_memory: bool) -> float:
+    """Of gradients that are summed over ranks: the buckets, and one more in a row for the collective; of ZeRO-3 on
+    CPUs another, of what the ranks exchange."""
+    sharding, trained = case.sharding, case.num_trained
+    values = sharding.reduce_bucket if device == "cuda" else min(sharding.reduce_bucket, trained)
+    bucket = values * sharding.gradient_bytes
+    if sharding.stage == 3:
+        return bucket * (3 if device == "cpu" else 2) if count > 1 else 0.0
+    if sharding.stage == 0:
+        return 0.0
+    filled = bucket * (2 if sharding.overlaps else 1)
+    if device == "cpu" and returns_memory:  # what nobody has written to is not there
+        filled = min(filled, trained * sharding.gradient_bytes)
+    return filled + bucket
+
+
+def _updating(case: Case, count: int, device: str, held: float) -> float:
+    """Of gradients in a row, and of all weights, which gloo gathers beside those that they replace."""
+    if case.sharding.stage in (0, 3):
+        return held if case.sharding.stage == 3 and device == "cpu" else 0.0
+    return held + (case.num_parameters * case.value_bytes if device == "cpu" and count > 1 else 0.0)
+
+
+def _activations(case: Case, count: int, checkpointing: str | None, returns_memory: bool) -> float:
+    """Of the update that needs most; every count was made in bf16.
+
+    Where memory is kept, values of a block that are computed again, and the gradients that replace them, have places of
+    their own in each encoder.
+    """
     modes = case.config.activation_checkpointing
     found = []
     for update in case.updates:
         rows: list[tuple[int, Call]] = [(math.ceil(call.rows / count / case.parts), call) for call in update.calls]
-        kept = again = 0.0
+        kept = again = replaced = 0.0
         for number, call in rows:
             mode = "none" if call.part == "heads" else checkpointing or getattr(modes, call.part)
             kept += number * call.cost.kept_bytes[mode]
-            if mode in ("selective", "full"):
-                again = max(again, number * call.cost.block_bytes)
-        found.append(kept + again)
+            block = number * call.cost.block_bytes
+            repeated = block if mode in ("selective", "full") else 0.0
+            again, replaced = max(again, repeated), replaced + repeated + block
+        found.append(kept + (again if returns_memory else replaced))
     return case.value_bytes / 2 * max(found)
 
 

@@ -14,13 +14,13 @@ Pretrained Language Models").
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cclm.data.grown_vocabulary import NewPiece, checked_content, choose_pieces, grown_content
@@ -40,6 +40,7 @@ from cclm.hub.prune_vocabulary import (
     tokenizer_of,
     write_papers,
 )
+from cclm.hub.weight_files import in_memory, write_weights
 from cclm.pretrained.source_files import read_folder
 
 REPORT_NAME = "growing.json"
@@ -132,9 +133,7 @@ def _write_weights(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPi
     state = read_folder(folder)
     tables = find_tables(folder, state, num_old)
     grown = {name: grown_table(value, num_old, new) if name in tables else value for name, value in state.items()}
-    save_file(
-        {name: value.contiguous() for name, value in grown.items()}, hidden / "model.safetensors", {"format": "pt"}
-    )
+    write_weights(in_memory(grown), hidden, names=list(grown), dtype=None, shard_bytes=sys.maxsize)
     return tables
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
@@ -31,6 +31,7 @@ from cclm.data.tokens import pre_caption, read_special_as_text
 from cclm.data.vocabulary import batches, kept_ids, prune_content, prune_settings, used_ids
 from cclm.errors import CheckpointError
 from cclm.hub.export import check_target, staging_directory
+from cclm.hub.weight_files import in_memory, write_weights
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.pretrained.source_files import read_folder
@@ -157,8 +158,8 @@ def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any
     """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
     tables, index = find_tables(folder, state, keep[-1] + 1), torch.tensor(keep)
-    pruned = {name: (value[index] if name in tables else value).contiguous() for name, value in state.items()}
-    save_file(pruned, hidden / "model.safetensors", {"format": "pt"})
+    pruned = {name: (value[index] if name in tables else value) for name, value in state.items()}
+    write_weights(in_memory(pruned), hidden, names=list(pruned), dtype=None, shard_bytes=sys.maxsize)
     return {
         "parameters_before": sum(value.numel() for value in state.values()),
         "parameters_after": sum(value.numel() for value in pruned.values()),

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cclm.data.options import ImageTransformConfig
@@ -132,4 +132,5 @@ def write_reference(reference: ReferenceOutputs, folder: Path) -> None:
     }
     tensors = {name: value.contiguous() for name, value in reference.outputs.items()}
     tensors["images"] = torch.frombuffer(bytearray(b"".join(probe.images)), dtype=torch.uint8)
-    save_file(tensors, folder / FILE, {name: json.dumps(value) for name, value in told.items()})
+    # Not save_file, whose file its owner alone may read, whatever the umask says.
+    (folder / FILE).write_bytes(save(tensors, {name: json.dumps(value) for name, value in told.items()}))

@@ -2,7 +2,8 @@
 
 Each block's `forward` is replaced and no module is wrapped, so names of parameters, hooks of the block and activation
 checkpointing, which comes around this, are as without. Blocks of equal sizes share what was compiled. Texts lie
-"packed" or "padded" and their shapes are symbols: another number of tokens compiles nothing anew; images have one size.
+"packed" or "padded" and their shapes are symbols: another number of tokens compiles nothing anew. Images have one size;
+their number becomes a symbol when it changes for the first time.
 
 A training run switches it on (`kernels.compile` in its recipe); it is no part of the network, and no exported folder
 knows of it. Evaluation runs as it is: exports are compared with what it computes.
@@ -36,7 +37,8 @@ def compile_blocks(encoder: nn.Module, backend: str = "inductor") -> None:
         # same.
         options: dict[str, Any] | None = {"fallback_random": True} if backend == "inductor" else None
         compiled = torch.compile(block.forward, dynamic=has_texts, backend=backend, options=options)
-        block.forward = partial(_in_training, block, block.forward, compiled)
+        numbers = None if has_texts else set[int]()
+        block.forward = partial(_in_training, block, block.forward, compiled, numbers)
     # ZeRO-3 then gathers a block at once, and hangs no hooks on what is inside of it, which would be in the graph.
     encoder.zero3_leaf_modules = [*getattr(encoder, "zero3_leaf_modules", ()), *blocks]  # type: ignore[assignment]
     torch._dynamo.config.recompile_limit = max(MOST_SHAPES, torch._dynamo.config.recompile_limit)
@@ -46,8 +48,13 @@ def _in_training(
     block: nn.Module,
     plain: Callable[..., ResultType],
     compiled: Callable[..., ResultType],
+    numbers: set[int] | None,
     *arguments: Any,
     **named: Any,
 ) -> ResultType:
-    """The block's output, compiled if it is being trained."""
+    """The block's output, compiled if it is being trained; `numbers`: of images (or rows of them) until now."""
+    if numbers is not None and block.training:
+        numbers.add(len(arguments[0]))
+        if len(numbers) > 1:
+            torch._dynamo.maybe_mark_dynamic(arguments[0], 0)
     return (compiled if block.training else plain)(*arguments, **named)

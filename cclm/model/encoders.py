@@ -148,8 +148,8 @@ class FusionEncoder(nn.Module):
         `memory_mask_MN` None: every memory token is real. `memory_of_B`: which memory each text reads; None: there are
         B, each text has its own. `has_memory_B`: False for texts that skip the cross-attention although others do not;
         the memory that they seem to read is not used, but at least one token of it must count as real.
-        `wanted_W`: cells b · L + l, real and different, whose states alone the last layer computes: (W, D), in their
-        order.
+        `wanted_W`: cells b · L + l, real and different, text by text, whose states alone the last layer computes:
+        (W, D), in their order.
         """
         assert len(memories) in (0, self.num_memories), f"{len(memories)} memories for {self.num_memories}"
         layout = text_layout(mask_BL, self.token_layout, multiple=self.token_multiple)

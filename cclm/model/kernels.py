@@ -18,9 +18,10 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(query (B, N, L, K), key (B, N, M, K), value (B, N, M, K), mask, dropout) → (B, N, L, K), the heads apart.
 
 The mask is None, boolean (True: may be attended to) or added to the scores; it broadcasts to (B, N, L, M)."""
-PackedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-"""(query (T, N, K), key, value, starts (B + 1), longest) → (T, N, K): attention inside of each of B sequences that lie
-one after the other, sequence b from row starts[b] on; none is longer than `longest`. No dropout."""
+PackedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""(query (Q, N, K), key (T, N, K), value, their starts (B + 1), those of key and value, longest) → (Q, N, K): attention
+inside of each of B sequences that lie one after the other, of sequence b from row starts[b] on; none is longer than
+`longest`. No dropout."""
 LayerNormFunction = Callable[[Tensor, Sequence[int], Tensor, Tensor, float], Tensor]
 """(rows, normalized shape, weight, bias, epsilon) → rows, as `torch.nn.functional.layer_norm`."""
 Dropout = Callable[[Tensor, float, bool], Tensor]

@@ -89,12 +89,13 @@ class SelfAttention(UsesKernels, nn.Module):
         """Rows in, rows out; given wanted ones, out come these."""
         attended, dropout = [], self.attention_dropout if self.training else 0.0
         projected_TE, packed_attention = self.query_key_value(rows_TD), self.kernels.packed_attention
-        if wanted is not None:
-            return self._of_wanted(projected_TE, layout, wanted, dropout)
         if packed_attention is not None and layout.starts is not None and dropout == 0.0:
             query, key, value = projected_TE.view(len(rows_TD), 3, self.num_heads, -1).unbind(1)
-            attended_TNK = packed_attention(query, key, value, layout.starts, layout.length)
+            query, starts = (query, layout.starts) if wanted is None else (wanted.take(query), wanted.starts)
+            attended_TNK = packed_attention(query, key, value, starts, layout.starts, layout.length)
             return self.output(attended_TNK.flatten(1))  # type: ignore[no-any-return]
+        if wanted is not None:
+            return self._of_wanted(projected_TE, layout, wanted, dropout)
         for block, mask in zip(layout.to_blocks(projected_TE), layout.block_masks(), strict=True):
             query, key, value = (split_heads(part, self.num_heads) for part in block.chunk(3, -1))
             attended.append(merge_heads(self.kernels.attention(query, key, value, mask, dropout)))

@@ -193,8 +193,8 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
         A model for several memories (`fusion.num_memories`) takes a list of them, every token of which is real.
         `has_memory_B`: False for texts that read nothing although others of the call do (TLM beside image-text).
 
-        `wanted_W`: cells b · L + l, real and different, whose states are returned in their order, (W, D); the last
-        layer computes no others. None: all, (B, L, D).
+        `wanted_W`: cells b · L + l, real and different, text by text, whose states are returned in their order, (W, D);
+        the last layer computes no others. None: all, (B, L, D).
         """
         memories = () if memory is None else (memory,) if isinstance(memory, Tensor) else memory
         fused: Tensor = self.fusion_encoder(

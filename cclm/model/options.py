@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 PathText = Annotated[str, "a path"]
 """As in `cclm.types`, which an exported folder does not carry."""
+MAY_BE_ZERO = frozenset({"num_layers", "num_classes", "pad_token_id", "position_offset"})
+_hints = cache(get_type_hints)
 OptionsType = TypeVar("OptionsType", bound="LayerOptions")
 
 
@@ -33,8 +35,8 @@ class LayerOptions:
     """Standard deviation of the linear weights at the start (biases 0); null: PyTorch's own uniform rule."""
 
     def __post_init__(self) -> None:
-        """Refuse a wrong word at once: JSON carries no types."""
-        _check_choices(self)
+        """Refuse a wrong word or number at once: JSON carries no types."""
+        _check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        _check_choices(self)
+        _check_fields(self)
         # An own encoder has the width of its source, which is read when a run starts.
         is_known = self.text.source is None or self.text.architecture == "hf"
         for name, options in (("vision", self.vision), ("text", self.text), ("fusion", self.fusion)):
@@ -351,12 +353,13 @@ def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsTy
     return kind(**values)
 
 
-_hints = cache(get_type_hints)
-
-
-def _check_choices(options: Any) -> None:
-    """Every field with a closed set of words holds one of them."""
+def _check_fields(options: Any) -> None:
+    """Closed sets of words hold one of them, no size is below 1, and what is dropped is a share."""
     for name, hint in _hints(options.__class__).items():
-        choices, value = get_args(hint), getattr(options, name)
+        choices, value, least = get_args(hint), getattr(options, name), 0 if name in MAY_BE_ZERO else 1
         if get_origin(hint) is Literal and value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}. Correct the config.")
+        if hint in (int, tuple[int, ...]) and min(value if hint is not int else (value,), default=least) < least:
+            raise ValueError(f"{name}: expected whole numbers of at least {least}, got {value}. Correct the config.")
+        if "drop" in name and not 0 <= value < 1:
+            raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {value}. Correct the config.")

@@ -59,11 +59,11 @@ class PaddedLayout:
 
     def to_blocks(self, rows_TD: Float[Tensor, "t d"]) -> list[Float[Tensor, "_b _l d"]]:
         """Rectangles of whole sequences, for attention."""
-        return [rows_TD.view(self.batch, self.length, -1)]
+        return [rows_TD.view(-1, self.length, rows_TD.shape[-1])]
 
     def from_blocks(self, blocks: Sequence[Float[Tensor, "_b _l d"]]) -> Float[Tensor, "t d"]:
         """The inverse of `to_blocks`."""
-        return blocks[0].reshape(self.batch * self.length, -1)
+        return blocks[0].flatten(0, 1)
 
     def block_masks(self) -> list[Bool[Tensor, "_b 1 1 _l"] | None]:
         """For each block, which of its tokens may be attended to (None: all)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .packing import GroupedLayout, PackedLayout, PaddedLayout, gather_rows, invert, join_blocks
-from .shapes import Bool, Float, Int
+from .shapes import Bool, Float, Int, Shaped
 
 Block = tuple[Tensor, Tensor, Tensor | None]
 """Queries (b, l, D), what they read (b, n, E), and which of it is real, (b, 1, 1, n) (None: all)."""
@@ -100,28 +100,34 @@ class Wanted:
     """Row of each in the layout of all tokens."""
     place_T: Tensor
     """For each of these rows its place among them; W: none."""
+    starts: Tensor
+    """Place of the first of each sequence of the layout, as its `starts`."""
     own: Reading
     """Of their own text."""
     reading: Reading | None
     """Of a memory; None: there is none."""
 
-    def take(self, rows_TD: Float[Tensor, "t d"]) -> Float[Tensor, "w d"]:
+    def take(self, rows_TD: Shaped[Tensor, " t *rest"]) -> Shaped[Tensor, " w *rest"]:
         """Their rows."""
         return gather_rows(rows_TD, self.row_W, self.place_T)
 
 
 def plan_wanted(layout: PaddedLayout, cell_W: Int[Tensor, " w"], plan: Callable[..., Reading] | None) -> Wanted:
-    """What the tokens at these cells b · L + l, all real and different, read; `plan`: how memories are read."""
+    """What the tokens at these cells b · L + l read, all real and different, text by text; `plan`: how memories are."""
     batch, length = layout.batch, layout.length
     is_known = cell_W.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU would have to be waited for
-    assert not is_known or len(set(cell_W.tolist())) == len(cell_W), "wanted cells: one of them twice"
+    cells = cell_W.tolist() if is_known else []
+    assert len(set(cells)) == len(cells), "wanted cells: one of them twice"
+    assert sorted(cells, key=lambda cell: cell // length) == cells, "wanted cells: not text by text"
     place_R = invert(cell_W, batch * length)
     readers = PackedLayout(batch=batch, length=length, mask_BL=None, index_T=cell_W, inverse_R=place_R)
     place_T = layout.take_ids(place_R.view(batch, length))
     is_grouped = isinstance(layout, GroupedLayout)
+    text_B = torch.arange(batch + 1 if layout.starts is None else len(layout.starts), device=cell_W.device)
     return Wanted(
         row_W=invert(place_T, len(cell_W) + 1)[:-1],
         place_T=place_T,
+        starts=torch.searchsorted(cell_W // length, text_B, out_int32=True),
         own=plan_reading(layout, layout.mask_BL, torch.arange(batch) if is_grouped else None, None, readers),
         reading=None if plan is None else plan(readers=readers),
     )

@@ -222,8 +222,10 @@ def varlen_attention() -> PackedAttention:
     """Return torch's attention of sequences of any length. Its slow twin is `attention` on the padded rectangle."""
     apply = import_module(VARLEN).varlen_attn
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
-        attended: Tensor = apply(query, key, value, starts, starts, longest, longest)
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, starts: Tensor, longest: int
+    ) -> Tensor:
+        attended: Tensor = apply(query, key, value, query_starts, starts, longest, longest)
         return attended
 
     return attention

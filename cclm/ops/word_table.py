@@ -40,9 +40,10 @@ class Ticket:
     def take(self) -> Tensor | None:
         """Return the gradient, once."""
         if self.factors is not None:
-            if self.factors[0].device.type == "cpu":
-                make_room(self.factors[0].nbytes)
-            self.gradient, self.factors = _product(*self.factors).to(self.dtype), None
+            residual_TV, scaled_TD = self.factors
+            if residual_TV.device.type == "cpu":
+                make_room(residual_TV.shape[1] * scaled_TD.shape[1] * scaled_TD.element_size())
+            self.gradient, self.factors = _product(residual_TV, scaled_TD).to(self.dtype), None
         gradient, self.gradient = self.gradient, None
         return gradient
 

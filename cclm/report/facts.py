@@ -154,8 +154,7 @@ def read_sets(config: RunConfig, results: Mapping[str, Any]) -> list[SetFacts]:
 
 def read_stages(folder: Path, results: Mapping[str, Any]) -> list[Stage]:
     """Return the stages: from stages.json ([{"name", "command", "seconds"}]), else those timed in results.json."""
-    listed = read_json(folder / STAGES_NAME, None)
-    if listed is not None:
+    if listed := read_json(folder / STAGES_NAME, []):
         return [Stage(name=row["name"], command=row.get("command", ""), seconds=row.get("seconds")) for row in listed]
     seconds = results.get("seconds") or {}
     return [Stage(name=name, command="", seconds=value) for name, value in seconds.items()]

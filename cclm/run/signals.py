@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 BEGAN = time.time()
 """When this process began, nearly."""
+BEGAN_MONOTONIC = time.monotonic()
+"""The same on a clock that nobody sets."""
 ASKING_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 """Requests that a run listens to even if its parent ignored them: launchers shield their children's first moments."""
 KEPT_SIGNALS = (signal.SIGINT, signal.SIGHUP)

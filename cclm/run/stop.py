@@ -121,11 +121,11 @@ def read_stopped(folder: Path) -> StoppedRecord | None:
     values = read_json(folder / STOPPED_NAME, None)
     if values is None:
         return None
-    kind, reason = values.get("kind"), str(values["reason"])
-    if kind is None:  # written before requests had a kind
-        kind = StopKind.USER if reason.startswith(OLD_USER_PREFIX) else StopKind.SIGNAL
+    reason = str(values.get("reason", BY_HAND))
+    # Requests had no kind once.
+    kind = values.get("kind", StopKind.USER if reason.startswith(OLD_USER_PREFIX) else StopKind.SIGNAL)
     reason = reason.removeprefix(OLD_USER_PREFIX)
-    return StoppedRecord(step=values["step"], reason=reason, time=values["time"], kind=StopKind(kind))
+    return StoppedRecord(step=values.get("step", 0), reason=reason, time=values.get("time", 0.0), kind=StopKind(kind))
 
 
 def clear(folder: Path, *, before: float = math.inf) -> None:

@@ -159,7 +159,7 @@ def _touch(path: Path) -> bool:
 @contextmanager
 def file_lock(path: Path, flags: int = 0) -> Iterator[None]:
     """Hold the lock beside `path`: one process at a time (BlockingIOError with LOCK_NB, if another one has it)."""
-    descriptor = os.open(f"{path}{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(f"{path}{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
         yield

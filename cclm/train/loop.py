@@ -25,7 +25,7 @@ from cclm.engine.protocol import Engine
 from cclm.errors import Cause, CclmError
 from cclm.run.checkpoints import SAVE_NAME, step_of, visible_checkpoints
 from cclm.run.ending import MemoryGuard
-from cclm.run.signals import BEGAN, StopAsked, StopRequest
+from cclm.run.signals import BEGAN_MONOTONIC, StopAsked, StopRequest
 from cclm.run.status import DoneMarker
 from cclm.run.stop import note_left, note_stopped
 from cclm.run.watch import START, Watch
@@ -105,7 +105,7 @@ class Checkpointer:
     def time_is_up(self) -> str:
         """Return why the run should end now, or "". For rank 0."""
         minutes = self.config.stop_after_minutes
-        is_up = minutes is not None and time.time() - BEGAN >= 60 * minutes
+        is_up = minutes is not None and time.monotonic() - BEGAN_MONOTONIC >= 60 * minutes
         return f"checkpoint.stop_after_minutes {minutes:g}" if is_up else ""
 
     def save(self, step: int, recorder: Recorder, *, in_background: bool = True) -> None:

@@ -89,6 +89,9 @@ def run_ranks(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
     check_one_launcher()
     plan = plan_from(options, command)
+    if not options.grace_s >= 0:  # nan is not, either: with it no rank would ever be killed
+        expected, do = "--grace-s of at least 0", "Leave it out for 15 seconds."
+        raise ConfigError(expected=expected, got=f"{options.grace_s:g}", do=do)
     if options.port is not None and (why := why_port_is_taken(options.port)):
         raise ConfigError(
             where="--port", expected="a port that is free", got=f"{options.port}: {why}",

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cclm.errors import ConfigError
 from cclm.files.reading import read_typed
@@ -177,12 +177,21 @@ def seconds_of(time: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def check_request(request: SlurmRequest, profile: Profile) -> None:
-    """Raise ConfigError, with everything that is wrong, for what cannot be planned."""
-    problems = list(_problems(request, profile))
+def check_request(request: SlurmRequest, profile: Profile, stored: SlurmRequest | None = None) -> None:
+    """Raise ConfigError, with everything that is wrong, for what cannot be planned; not for what is as it was in
+    `stored`, a request that was submitted before, maybe under other rules."""
+    known = set() if stored is None else set(_problems(stored, profile))
+    problems = [problem for problem in _problems(request, profile) if problem not in known]
     if problems:
         got, do = "; ".join(problems), "Nothing was submitted."
         raise ConfigError(where="submit", expected="a job that can run", got=got, do=do)
+
+
+def changed_request(request: SlurmRequest, changes: Mapping[str, Any]) -> SlurmRequest:
+    """Return a stored request with other fields, which win over its own options of sbatch."""
+    ours = {key for key, name in OURS.items() if name.replace("-", "_") in changes}
+    sbatch = {key: value for key, value in request.sbatch.items() if key not in ours}
+    return replace(request, **changes, sbatch=sbatch)
 
 
 CLEANING = frozenset({"--cleanenv", "-e", "--containall", "-C"})
@@ -197,8 +206,11 @@ def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
     for smallest, names in least.items():
         for name in names:
             count = getattr(request, name)
-            if count is not None and count < smallest:
+            if count is not None and not count >= smallest:  # nan is not, either
                 yield f"--{name.replace('_', '-')} {count:g} is below {smallest}"
+    for name in ("name", *SBATCH_OPTIONS):
+        if not (getattr(request, name) or "").isprintable():  # the rest of it would be a line of the script
+            yield f"--{name} {getattr(request, name)!r} has a line break, or another character that does not print"
     tasks = request.ranks_per_node
     if request.array > 0 and (request.nodes, tasks) != (1, 1):
         yield f"--array {request.array} on {request.nodes} node(s) × {tasks} task(s): each of its tasks is a job alone"

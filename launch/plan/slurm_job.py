@@ -133,9 +133,9 @@ def option(name: str, value: str) -> str:
     return f"--{name}={value}" if value else f"--{name}"
 
 
-def plan_job(request: SlurmRequest, profile: Profile) -> SlurmPlan:
-    """Plan a job; raise ConfigError, with everything that is wrong, for what cannot run."""
-    check_request(request, profile)
+def plan_job(request: SlurmRequest, profile: Profile, stored: SlurmRequest | None = None) -> SlurmPlan:
+    """Plan a job; raise ConfigError, with everything that is wrong, for what cannot run (see `check_request`)."""
+    check_request(request, profile, stored)
     is_torchrun = request.launcher == "torchrun"
     python = profile.container_python if request.container else request.python
     command = (python, *request.command[1:]) if request.command[0] in ("python", "python3") else request.command

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.run.status import DoneMarker
 from launch.plan.recipe import Recipe, write_recipe
+from launch.plan.request import changed_request
 from launch.plan.slurm_job import (
     PLAN_NAME,
     PLAN_VERSION,
@@ -70,7 +70,8 @@ def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: 
     if not changes and not new_code:
         _check_submittable(plan, new_code=False)
         return _send(plan, _options_of(plan, say), say), plan.log
-    changed, before = plan_job(replace(plan.request, **changes), plan.profile), plan.to_text().splitlines()
+    request, before = changed_request(plan.request, changes), plan.to_text().splitlines()
+    changed = plan_job(request, plan.profile, stored=plan.request)
     for line in changed.to_text().splitlines():
         if line not in before:
             say(f"now: {line}")

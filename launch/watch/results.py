@@ -79,7 +79,7 @@ def read_rows(folder: Path, metrics: Sequence[str]) -> list[Row]:
 
 def _numbers(path: Path) -> dict[str, float]:
     """Every number of a file with nested mappings, by its dotted path."""
-    found = read_json(path, {})
+    found = read_json(path, {}, kind=object)  # maybe another program's
     values = dotted(found) if isinstance(found, dict) else {}
     return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
 

@@ -16,6 +16,10 @@ KNOWS_RANKS = ("cclm/distributed/", "cclm/engine/")
 DEEPSPEED_FOLDER = "cclm/engine/deepspeed/"
 MODEL_LIBRARIES = frozenset({"torch", "transformers", "numpy", "PIL"})
 DRAWER_NAMES = frozenset({"utils", "util", "misc", "common", "helpers", "helper", "registry"})
+CHANGES = re.compile(
+    r"^next$|\.(add|append|clear|discard|extend|insert|mkdir|pop|popleft|popitem|read|recv|remove|rename|send|setdefault|"
+    r"unlink|update|write)$"
+)
 # A path in somebody's home or workplace, or the host of a package registry: works here, and nowhere else.
 PLACES_OF_ONE_MACHINE = re.compile(
     r"(?<![\w.~/-])/(?:home|root|Users|work)/\w|pypi\.org|pythonhosted\.org|registry\.npmjs|download\.pytorch\.org"
@@ -92,6 +96,14 @@ def no_bare_except(source: Source) -> Iterator[str]:
             yield f"{node.lineno}: except without a type"
 
 
+def asserts_only_look(source: Source) -> Iterator[str]:
+    """`python -O` leaves asserts out, and everything that they do."""
+    for node in ast.walk(source.tree):
+        for call in ast.walk(node.test) if isinstance(node, ast.Assert) else ():
+            if isinstance(call, ast.Call) and CHANGES.search(ast.unparse(call.func)):
+                yield f"{node.lineno}: {ast.unparse(call)} in an assert"
+
+
 def files_stay_short(source: Source) -> Iterator[str]:
     """One concept a file."""
     if source.num_lines > MAX_FILE_LINES:
@@ -126,6 +138,7 @@ RULES: Mapping[str, Rule] = {
         model_carries_its_own_code,
         no_print,
         no_bare_except,
+        asserts_only_look,
         files_stay_short,
         no_drawers,
         nothing_from_one_machine,

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
-from cclm.distributed.collectives import Collectives
+from cclm.data.batch import Batch
+from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.ops.choice import ModelKernels, why_not_compile
 from tests.parity.test_activation_checkpointing import CONV, DROPOUT, NETWORKS, SHIPPED
 from tests.parity.test_families import model
 from tests.ranks.harness import Case, History, drive, gradient_errors, make_deepspeed, on_ranks, train_plain
-from tests.tiny_run import recipe, write_corpus, write_recipe
+from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
 from tests.tiny_training import batch_of, module_of, read
 
 pytestmark = pytest.mark.slow
@@ -69,7 +71,31 @@ def test_plain_engine(corpus: Path, network: str, mode: str) -> None:
     path = written(corpus, network, mode)
     found = train_plain(case_of(path, "aot_eager"))
     assert_equal(found, train_plain(case_of(path)), TOLERANCE["aot_eager"])
-    assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert counters["graph_break"] == {}
+
+
+def test_thirty_steps_of_all_lengths_are_a_handful_of_graphs(corpus: Path) -> None:
+    """Tokens, masked ones and images (of regions) differ in number from step to step."""
+    options: dict[str, Any] = model({**CONV, "num_layers": 1}) | {"token_layout": "packed"}
+    options["fusion"] = {**options["fusion"], "num_layers": 2}
+    path = write_recipe(corpus / "thirty.yaml", with_regions(recipe(corpus, corpus / "run", model=options), corpus))
+    module, sizes, found = make_compiled(str(path), "eager", SINGLE), list[Any](), list[int]()
+    module.register_forward_pre_hook(lambda _, inputs: sizes.append(sizes_of(inputs[0])))
+    torch.compiler.reset()
+    counters.clear()
+    for step in range(30):
+        module(batch_of(str(path), step, 0, 1))
+        found.append(counters["stats"]["unique_graphs"])
+    assert len(set(sizes)) > 20 and all(len(set(column)) > 2 for column in zip(*sizes, strict=True)), sizes
+    assert found[-1] <= 7 and found[9:] == found[-1:] * 21, f"graphs after each step: {found}"
+    assert counters["graph_break"] == {}
+
+
+def sizes_of(batch: Batch) -> tuple[int, ...]:
+    """Numbers of masked texts' tokens, of slots and of images."""
+    views = batch.views.values()
+    images = sum(len(view.images) for view in views if view.images is not None)
+    return sum(view.masked.tokens.num_tokens for view in views), sum(len(view.masked.slot_T) for view in views), images
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,9 +183,10 @@ def test_attention_of_sequences_is_compared_with_a_loop_over_them(monkeypatch: p
     assert kernels.varlen_error(*shape, device) > 10 * kernels.VARLEN_TOLERANCE
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
-    return varlen_reference(query, key, value, starts, starts, longest, longest)
+def _attend(*given: Any) -> Tensor:
+    return varlen_reference(*given, given[5])
 
 
-def _attend_across(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
-    return _attend(query, key, value, torch.cat([starts[:2], starts[3:]]), 2 * longest)
+def _attend_across(query: Tensor, key: Tensor, value: Tensor, of_query: Tensor, starts: Tensor, longest: int) -> Tensor:
+    of_query, starts = (torch.cat([one[:2], one[3:]]) for one in (of_query, starts))
+    return _attend(query, key, value, of_query, starts, 2 * longest)

@@ -18,7 +18,9 @@ import pytest
 
 from cclm.errors import Cause, CclmError
 from cclm.files import lock
+from cclm.files.lines import append_line
 from cclm.files.lock import holder_of, run_lock
+from cclm.shardfile.cache import file_lock
 
 HOLD = """
 import os, sys, time
@@ -71,6 +73,18 @@ def test_the_lock_ends_with_its_block_and_the_folder_is_made(tmp_path: Path) -> 
         with run_lock(folder), pytest.raises(CclmError) as caught, run_lock(folder):
             pass
         assert caught.value.cause is Cause.FOLDER_LOCKED
+
+
+def test_a_group_may_go_on_with_what_one_of_it_began(tmp_path: Path) -> None:
+    """Where the umask lets it: files of a run folder, and locks of a cache, that many write."""
+    before = os.umask(0o002)
+    try:
+        with run_lock(tmp_path), lock.lease(tmp_path / "lease"), file_lock(tmp_path / "shard"):
+            append_line(tmp_path / "log.jsonl", {})
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert len(modes) == 4 and set(modes.values()) == {0o664}, modes
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

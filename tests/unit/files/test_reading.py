@@ -40,3 +40,7 @@ def test_broken_json_says_where(tmp_path: Path) -> None:
     (tmp_path / "a").write_text('{"half": ')
     with pytest.raises(ConfigError, match=r"got broken JSON: .*line 1 column"):
         read_json(tmp_path / "a", None)
+    (tmp_path / "a").write_text("[]")
+    with pytest.raises(ConfigError, match=r"got broken JSON: no mapping\."):
+        read_json(tmp_path / "a", None)
+    assert read_json(tmp_path / "a", [1]) == []

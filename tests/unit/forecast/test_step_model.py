@@ -117,9 +117,20 @@ def test_memory_shrinks_with_ranks_and_with_what_is_not_kept(case: Case) -> None
 
 def test_memory_at_its_peak_is_before_or_in_the_update() -> None:
     parts = {"process": 1, "weights": 2, "gradients": 4, "moments": 8, "activations": 16, "logits": 32, "snapshot": 0}
-    assert Memory(**parts, updating=47, returns_memory=True).total == 15 + 48
-    assert Memory(**parts, updating=49, returns_memory=True).total == 15 + 49
-    assert Memory(**parts, updating=49, returns_memory=False).total == 15 + 48 + 49
+    parts["buckets"] = 64
+    assert Memory(**parts, updating=111, returns_memory=True).total == 15 + 112
+    assert Memory(**parts, updating=113, returns_memory=True).total == 15 + 113
+    assert Memory(**parts, updating=113, returns_memory=False).total == 15 + 112 + 113
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_kept_memory_holds_a_block_of_each_encoder_and_its_gradients(case: Case, mode: str) -> None:
+    kernels = (replace(case.config.kernels, freed_memory=way) for way in ("kept", "returned"))
+    cases = (replace(case, config=replace(case.config, kernels=one)) for one in kernels)
+    kept, returned = (memory_of(one, 2, device="cpu", checkpointing=mode).activations for one in cases)
+    (update,) = case.updates
+    blocks = [call.rows // 2 * call.cost.block_bytes for call in update.calls if call.part != "heads"]
+    assert kept - returned == (sum(blocks) if mode == "none" else 2 * sum(blocks) - max(blocks))
 
 
 @pytest.mark.slow
@@ -134,13 +145,29 @@ def test_frozen_parameters_have_neither_gradient_nor_moments(case: Case) -> None
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [(0, 4 + 4 + 8), (1, 4 + 2 + 4 + 2 + 4), (2, 4 + 2 + 2 + 4), (3, 2 + 2 + 4)],
+    [(0, 4 + 4 + 8), (1, 4 + 2 + 2 + 4), (2, 4 + 2 + 2 + 4), (3, 2 + 2 + 4)],
 )
 def test_states_of_each_stage_in_bytes_a_parameter(case: Case, stage: int, expected: int) -> None:
     """On two ranks in fp32, without buckets and what ZeRO-3 gathers."""
-    sharding = replace(SHARDING, stage=stage, reduce_bucket=0, max_reuse=0)
-    found = memory_of(replace(case, precision="fp32", sharding=sharding), 2)
+    one = replace(case, precision="fp32", sharding=replace(SHARDING, stage=stage, max_reuse=0))
+    two = replace(one, config=replace(case.config, data=replace(case.config.data, micro_batches=2)))
+    found, several = memory_of(one, 2), memory_of(two, 2)
     assert (found.weights + found.gradients + found.moments) / case.num_parameters == expected
+    added = (several.gradients - found.gradients) / case.num_parameters
+    assert added == (4 if stage == 1 else 0), "gradients of micro-batches wait whole"
+
+
+@pytest.mark.parametrize("way", ["kept", "returned"])
+@pytest.mark.parametrize(("stage", "buckets", "updating"), [(0, 0, 0), (1, 3, 1.5), (2, 3, 1.5), (3, 3, 0.5)])
+def test_what_an_update_makes_on_a_cpu(case: Case, stage: int, buckets: int, updating: float, way: str) -> None:
+    """On two ranks in fp32: buckets and copies of a half of all parameters; the rest in values a parameter."""
+    half = case.num_parameters / 2
+    sharding = replace(SHARDING, stage=stage, overlaps=True, gradient_bytes=4, reduce_bucket=half)
+    config = replace(case.config, kernels=replace(case.config.kernels, freed_memory=way))
+    found = memory_of(replace(case, config=config, precision="fp32", sharding=sharding), 2, device="cpu")
+    assert found.buckets / half == 4 * buckets
+    assert found.updating / case.num_parameters == 4 * updating
+    assert found.returns_memory == (way == "returned")
 
 
 def test_zero3_keeps_what_is_used_again_soon(case: Case) -> None:

@@ -104,6 +104,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments += ["--texts", str(tmp_path / "lines.txt")]
     assert main([*arguments, "--pieces", "9"]) == 0
     assert "9 pieces added to " in capsys.readouterr().out
+    weights, beside = (tmp_path / "after" / name for name in ("model.safetensors", "config.json"))
+    assert weights.stat().st_mode == beside.stat().st_mode, "who may read it says the umask"
     assert main([*arguments, "--pieces", "9"]) == 2
     assert "expected a new folder, got one that exists" in capsys.readouterr().err
 

@@ -108,6 +108,8 @@ def test_reference_outputs_of_an_engine_are_read_back_as_they_were(opened: Opene
 def test_the_file_of_an_older_checkpoint_is_read(opened: OpenedModel, tmp_path: Path) -> None:
     reference = reference_of(opened)
     write_reference(reference, tmp_path)
+    (tmp_path / "beside").touch()
+    assert (tmp_path / FILE).stat().st_mode == (tmp_path / "beside").stat().st_mode, "who may read it says the umask"
     with safe_open(tmp_path / FILE, "pt") as file:
         told = {name.replace("image_", "picture_"): text for name, text in file.metadata().items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict

@@ -199,6 +199,8 @@ def test_the_command_counts_shards_and_files(tmp_path: Path, capsys: pytest.Capt
     assert main([*arguments, *corpus]) == 0
     said = capsys.readouterr().out
     assert f"{len(MINE) + 15} texts use " in said
+    weights, beside = (tmp_path / "after" / name for name in ("model.safetensors", "config.json"))
+    assert weights.stat().st_mode == beside.stat().st_mode, "who may read it says the umask"
     assert "states that differ by" in said and "parity.json" in said
     assert main([*arguments, *corpus]) == 2
     assert "expected a new folder, got one that exists" in capsys.readouterr().err

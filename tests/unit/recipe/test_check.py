@@ -154,6 +154,7 @@ def test_types_and_what_is_named_come_in_turn(tmp_path: Path, corpus: Path) -> N
     settings = recipe(corpus, tmp_path / "run")
     settings["views"]["image_text"]["sources"] = {"images": {"path": str(tmp_path / "none")}}
     assert set(refusal(tmp_path, settings, "--seed", "x")) == {"seed"}
+    assert set(refusal(tmp_path, recipe(corpus, tmp_path / "run"), "--views", "{}")) == {"views"}
 
 
 def test_a_recipe_is_read_in_a_moment_and_checked_in_a_second_without_torch(tmp_path: Path, corpus: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from rich.console import Console
 
 from cclm.shardfile.manifest import Manifest
 from cclm.types import View
+from shards import workers
 from shards.__main__ import main
 from shards.stats import account
 from tests.unit.shards.tiny_corpora import write_picture_folder
@@ -190,6 +194,8 @@ def test_a_folder_that_cannot_be_made(recipe: Path, tmp_path: Path, capsys: pyte
     for name, got in (("mine.yaml", "which is a file"), ("link", f"a link to {tmp_path}/gone, where there is nothing")):
         assert run("build", recipe, "--out", tmp_path / name)[0] == 2
         assert got in capsys.readouterr().err
+        assert run("tokenizer", tmp_path / "no_set", "--out", tmp_path / name)[0] == 2, "before the texts are read"
+        assert got in capsys.readouterr().err
     assert not (tmp_path / "gone").exists()
 
 
@@ -245,6 +251,34 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(command in text for command in ("fetch-demo", "build", "merge", "verify", "stats", "tokenizer"))
+
+
+@pytest.mark.slow
+def test_control_c_of_a_terminal_ends_a_build_and_its_workers_with_one_line(recipe: Path, tmp_path: Path) -> None:
+    pair = json.dumps({"text_a": "word", "lang_a": "en", "text_b": "Wort", "lang_b": "de"})
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([pair] * 30_000), encoding="utf-8")
+    sets = {"view": "text_pair", "corpus": "pair_file", "num_shards": 2, "options": {"path": f"{tmp_path}/*.jsonl"}}
+    recipe.write_text(json.dumps({"sets": {"pairs": sets}}), encoding="utf-8")
+    command = [sys.executable, "-m", "shards", "build", str(recipe), "--out", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out/pairs/.build/plan").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)  # its workers begin
+    os.killpg(process.pid, signal.SIGINT)  # to all of them, as a keyboard's
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "build: stopped. The same command again goes on where this one was.\n"
+
+
+def test_no_room_for_semaphores_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", no_room)
+    with pytest.raises(OSError, match="No space left on device: '/dev/shm'"), workers.Workers(2) as pool:
+        list(pool.run(abs, [1, 2]))
 
 
 def test_sources_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:

@@ -101,6 +101,11 @@ def test_logs_of_a_training_are_in_its_own_run_folder(
     assert "got 'yours.yaml'" in capsys.readouterr().err, "before any rank starts"
 
 
+def test_a_grace_time_that_is_no_number_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--ranks", "1", "--run-folder", str(tmp_path), "--grace-s", "nan", "--", "true"]) == 2
+    assert "launch: expected --grace-s of at least 0, got nan." in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

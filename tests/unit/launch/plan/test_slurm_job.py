@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def test_all_faults_at_once() -> None:
         "--container without a profile",
     ):
         assert fault in str(caught.value)
+
+
+def test_what_would_end_a_line_of_the_script_or_is_no_number_is_refused() -> None:
+    request = replace(REQUEST, hang_s=math.nan, name="a\nb", partition="gpu\nrm -r x")
+    with pytest.raises(
+        ConfigError, match=r"--hang-s nan is below 0; --name 'a\\nb' has .*; --partition 'gpu\\nrm -r x'"
+    ):
+        plan_job(request, Profile())
 
 
 def test_what_has_an_option_of_its_own_is_no_other_option_of_sbatch() -> None:

@@ -86,6 +86,20 @@ def test_with_another_number_of_ranks(run: Path, slurm: FakeSlurm, said: list[st
     assert said[0].startswith("now: run: 3 node(s) × 1 = 3 rank(s)")
 
 
+def test_an_older_submission_is_not_judged_by_rules_for_new_ones(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
+    """It may hold options of sbatch that are refused today; those that the plan decides give way to a change."""
+    path = run / "slurm/plan.json"
+    plan = json.loads(path.read_text())
+    plan["request"]["sbatch"] = {"nodes": "2", "mem": "0", "gres": "gpu:1", "time": "2:00:00"}
+    path.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"submit: expected a job that can run, got --nodes 0 is below 1\. Nothing"):
+        resume(run, {"nodes": 0}, say=said.append)
+    resume(run, {"nodes": 1, "tasks_per_node": 2}, say=said.append)
+    script = (run / "slurm/job.sh").read_text()
+    assert "#SBATCH --nodes=1\n" in script and "--nodes=2" not in script
+    assert "#SBATCH --time=2:00:00\n" in script and "#SBATCH --gres=gpu:1\n" in script
+
+
 def test_what_cannot_be_resumed(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
     slurm.queue(("8", "RUNNING", "n1"))
     with pytest.raises(ConfigError, match=r"got job 8 is RUNNING. Wait for it, or end it: python -m launch cancel"):

@@ -229,7 +229,11 @@ def test_one_broken_folder_does_not_hide_the_others(run: Path, tmp_path: Path, f
     (broken / "slurm/plan.json").write_text("{")
     (without_plan / HISTORY).parent.mkdir(parents=True)
     event(without_plan, "begin")
-    found, unreadable, jobs = look_at([run, broken, without_plan])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "stopped.json").write_text("[1]")
+    found, unreadable, jobs = look_at([run, broken, without_plan, foreign])
+    assert "stopped.json: expected a JSON file, got broken JSON: no mapping" in unreadable[foreign]
     assert [item.run_folder for item in found] == [run]
     assert "broken JSON" in unreadable[broken]
     assert "expected slurm/plan.json beside slurm/history.jsonl, got none" in unreadable[without_plan]
