@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+One = TypeVar("One", bound="CclmError")
 
 
 class Cause(str, Enum):
@@ -56,6 +58,11 @@ class CclmError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process borders whole: pickle would hand the message to an __init__ that wants keywords."""
         return partial(type(self), **{name: value for name, value in vars(self).items() if name[0] != "_"}), ()
+
+    def at(self: One, where: str) -> One:
+        """Return the same error of a place that is better known now."""
+        make: Callable[..., One] = self.__reduce__()[0]
+        return make(where=where)
 
 
 class Problem(str):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
@@ -58,7 +58,29 @@ def _is_below(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def find_image(folders: Sequence[Path], name: str) -> Path:
+class Listing:
+    """Which files are there, by one listing of each folder: to look for each file takes a shared disk minutes."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str] | None] = {}
+
+    def __call__(self, path: Path) -> bool:
+        """Return whether a file, or a link to one, has this path."""
+        if path.parent not in self._names:
+            self._names[path.parent] = self._listed(path.parent)
+        names = self._names[path.parent]
+        return path.is_file() if names is None else path.name in names
+
+    def _listed(self, folder: Path) -> frozenset[str] | None:
+        try:
+            return frozenset(one.name for one in folder.iterdir())
+        except PermissionError:  # files may be opened where nothing may be listed
+            return None
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
+            return frozenset()
+
+
+def find_image(folders: Sequence[Path], name: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
     """Return the file of an image in the first folder that has it under one of its names.
 
     Annotation files are downloads: a name that is absolute or climbs (`..`) never leads out of the folders, links in
@@ -70,7 +92,7 @@ def find_image(folders: Sequence[Path], name: str) -> Path:
     for folder in folders:
         for candidate in filter(_is_below, candidates(name)):
             path = folder / candidate
-            if path.is_file():
+            if is_there(path):
                 return path
     expected = f"{name} in {', '.join(map(str, folders)) or 'a folder of images'}"
     return refuse("image_missing", expected, "no such file", name, "Name the folder that holds it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def embed_source(options: argparse.Namespace) -> None:
     import torch
 
     from cclm.hub.open import open_model, place
-    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, written_by_one
+    from cclm.retrieve.embed import Embedder, EmbeddingFacts, embed, prepare_folder, without_feature, written_by_one
     from cclm.retrieve.embed_source import find_source
     from cclm.retrieve.storage import StorageCost, storage_of
     from cclm.track.progress import Progress
@@ -104,9 +105,10 @@ def embed_source(options: argparse.Namespace) -> None:
     say(f"{options.to}: {facts.num_units} units in {facts.num_parts} files, {done} of them now")
     if not storage.is_all_of(full_width):
         _say_cost(cost)
+    if without := without_feature(options.to, facts):
+        say(f"without a feature (column `error`): {_counted(without)}")
     if source.left_out:
-        told = ", ".join(f"{count} {ending}" for ending, count in sorted(source.left_out.items()))
-        say(f"left out, neither images nor texts: {told}")
+        say(f"left out, neither images nor texts: {_counted(source.left_out)}")
 
 
 def _say_cost(cost: StorageCost) -> None:
@@ -234,5 +236,8 @@ def score_pairs_of_set(options: argparse.Namespace) -> None:
         at = " ".join(f"{each['percentiles'][percentile]:6.3f}" for percentile in (5, 25, 50, 75, 95))
         say(f"{label:8} {each['count']:>9,} {at}")
     if summary.without:
-        told = ", ".join(f"{reason} {count:,}" for reason, count in summary.without.items())
-        say(f"without a score, so that builds that filter by it refuse them: {told}")
+        say(f"without a score, so that builds that filter by it refuse them: {_counted(summary.without)}")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))

@@ -93,6 +93,8 @@ class SampleSource(ABC, Generic[Settings, Sample]):
     """Flipped in the seed of the view's stream: views must not share their shuffles. No two views have the same."""
     sample_purpose: ClassVar[int]
     """Key of everything that is drawn about a sample (`cclm.data.seeding`). No two views have the same."""
+    mend: ClassVar[str] = "Correct these rows, or the files that they name."
+    """What to do where many samples in a row are broken."""
     sets: Sequence[SampleSet]
     stream: SampleStream
 
@@ -196,8 +198,7 @@ class SampleSource(ABC, Generic[Settings, Sample]):
             reason="neighbourhood_broken",
             expected="a usable sample among the neighbours of a broken one",
             got=f"{len(bad)} broken ones, the last: {bad[-1].message}",
-            do="`python -m shards verify` on this set names what is damaged: copy these shards again. A set that is "
-            "built anew is another run.",
+            do=self.mend,
             where=f"{bad[-1].source}/{bad[-1].shard}",
         )
 
@@ -284,6 +285,10 @@ class Source(SampleSource[Settings, Sample]):
 
     sets: list[ShardSet]
     stream: Stream
+    mend = (
+        "`python -m shards verify` on this set names what is damaged: copy these shards again. A set that is "
+        "built anew is another run."
+    )
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ reads all parts.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -181,7 +182,7 @@ def embed_units(
         for unit, row in rows:
             kind = "image" if row.text is None else "text"
             feature, error = next(found[kind])
-            values = {"feature": None if error else feature.numpy(), "error": error}
+            values = {"feature": None if error else feature.numpy(), "error": row.error or error}
             made.append({"unit": unit, "kind": kind, **vars(row), **values})
         on_batch(batch.stop - 1)
     return made
@@ -203,6 +204,15 @@ def write_part(folder: Path, part: int, rows: list[dict[str, Any]], storage: Sto
     parquet.write_table(table, temporary, compression="zstd")
     atomic.sync(temporary)
     atomic.publish(temporary, path)
+
+
+def without_feature(folder: Path, facts: EmbeddingFacts) -> Counter[str]:
+    """Count the rows of all parts that have no feature: by kind and reason."""
+    from pyarrow import parquet
+
+    tables = (parquet.read_table(part_path(folder, part), columns=["kind", "error"]) for part in range(facts.num_parts))
+    broken = (row for table in tables for row in table.filter(table["error"].is_valid()).to_pylist())
+    return Counter(f"{row['kind']} {row['error'].partition(':')[0]}" for row in broken)
 
 
 def embed(

@@ -34,6 +34,8 @@ class Row:
     """The text; None: an image."""
     language: str | None = None
     """Of the text, where it is known."""
+    error: str | None = None
+    """Why it cannot be read, where that is known."""
 
 
 class Files:
@@ -120,7 +122,20 @@ class Shards:
         return len(self._places)
 
     def rows(self, unit: int) -> list[Row]:
-        """An image and its captions, or every sentence of a group once."""
+        """An image and its captions, or every sentence of a group once; one row of what cannot be read."""
+        try:
+            return self._rows(unit)
+        except DataError as error:
+            text = None if self._set.view is View.IMAGE_TEXT else ""
+            return [Row(key=self._key(unit), text=text, error=f"{error.reason}: {error}")]
+
+    def _key(self, unit: int) -> str:
+        try:
+            return self._set.locate(*self._places[unit]).key
+        except DataError:  # the index itself is broken
+            return f"#{unit}"
+
+    def _rows(self, unit: int) -> list[Row]:
         if self._set.view is View.IMAGE_TEXT:
             record = self.record(unit)
             captions = record.captions if self.with_captions else {}

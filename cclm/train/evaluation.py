@@ -334,11 +334,12 @@ class RowEvaluation(TaskEvaluation):
                 raise DataError(reason="class_unknown", expected=expected, got=got, do=do, where=str(rows.path))
 
     def check(self, name: str, where: str, part: Part) -> None:
-        """Read an annotation file.
+        """Read an annotation file, and look for the images that it names.
 
         Raises:
-            ConfigError: without answers nothing can be chosen on it.
-            DataError: two rows share an id (reason key_twice), or a class that the model has not (class_unknown).
+            ConfigError: without answers nothing can be chosen on it; a row is not one of this task.
+            DataError: two rows share an id (reason key_twice), a class that the model has not (class_unknown), a text
+                that is blank (text_empty), an image that is not there (image_missing).
         """
         rows = self._rows(name, where)
         self._check_classes(rows)
@@ -351,6 +352,10 @@ class RowEvaluation(TaskEvaluation):
         if part == self.finetune.select_on and not rows.read.denominators[USABLE]:
             do = "Name another file to choose the best epoch on."
             raise ConfigError(where=str(rows.path), expected="right answers", got="none", do=do)
+        try:
+            self.source.look_at(rows.rows, self.finetune.evaluation_batch)
+        except (ConfigError, DataError) as error:
+            raise error.at(", ".join(filter(None, (str(rows.path), error.where)))) from error
 
     def _rows(self, name: str, where: str) -> RowSet:
         settings: AnnotatedConfig = self.view.config

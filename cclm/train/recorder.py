@@ -138,8 +138,8 @@ class Recorder:
                 where=f"step {step}",
                 expected=f"at most {self.bad_sample_limit:.2%} bad samples",
                 got=f"{values['bad_share']:.2%} ({self.quarantine.summary()} on this rank)",
-                do="Read quarantine/rank_*.jsonl in the run folder; repair the shards (`python -m shards verify SET`), "
-                "or give the same command with a higher --data.bad_sample_limit.",
+                do="Read quarantine/rank_*.jsonl in the run folder; repair what it names (shards: `python -m shards "
+                "verify SET`), or give the same command with a higher --data.bad_sample_limit.",
             )
         self.progress.update(step, loss=values.get("loss"), samples_per_s=speed.get("speed/samples_per_s"))
         self.phase(step + 1, "training")

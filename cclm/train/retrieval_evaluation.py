@@ -27,6 +27,7 @@ from cclm.errors import ConfigError
 from cclm.evaluate.owned import gathered, rerank_owned
 from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.results import Result
+from cclm.shardfile.options import is_remote
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
 from cclm.train.mapped_rows import ChosenRows, RowFiles
 from cclm.train.retrieval_sets import (
@@ -90,7 +91,7 @@ class RetrievalEvaluation(TaskEvaluation):
         return self.finetune.test_languages or ()
 
     def check(self, name: str, where: str, part: Part) -> None:
-        """Open a shard set, or read a benchmark's annotation files and look for all images that they name.
+        """Open all shards of a set that lies here, or read a benchmark's annotation files and look for their images.
 
         Raises:
             ConfigError, DataError: one of them is not as it should be, or the model has no matching head.
@@ -105,6 +106,8 @@ class RetrievalEvaluation(TaskEvaluation):
         else:
             with closing(open_shards(where, self.config.data.cache)) as shards:
                 found = shards.languages
+                for shard in [] if is_remote(where) else range(len(shards.samples_per_shard)):
+                    shards.open_shard(shard)
         if part == "test" and self.test_languages and not set(self.test_languages) & set(found):
             raise ConfigError(
                 where="finetune.test_languages", expected=f"languages of {where}: {', '.join(sorted(found))}",

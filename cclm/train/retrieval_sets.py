@@ -8,7 +8,7 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-from cclm.annotations.images import find_image
+from cclm.annotations.images import Listing, find_image
 from cclm.annotations.retrieval import SPLITS, Asked, Part, asked_in
 from cclm.config import FineTuneConfig
 from cclm.data.ledger import identity_hash
@@ -114,14 +114,14 @@ def annotated_set(
     Raises:
         DataError: no folder has an image (reason image_missing).
     """
-    numbers, paths, captions = dict[str, int](), list[Path](), dict[Language, Captions]()
+    numbers, paths, captions, is_there = dict[str, int](), list[Path](), dict[Language, Captions](), Listing()
     for language, of in asked.items():
         files = ", ".join(str(path) for path in of.paths)
         found = Captions(split=of.split, data_file=files, data_sha256=of.sha256, hashes=of.hashes)
         captions[language] = found
         for row in of.rows:
             if numbers.setdefault(row.id, len(paths)) == len(paths):
-                paths.append(find_image(images, row.image))
+                paths.append(find_image(images, row.image, is_there))
             found.add(row.id, identity_hash(row.id), row.captions[:captions_per_image])
     return RetrievalSet(
         keys=list(numbers),

@@ -64,7 +64,7 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
     """Questions with their answers.
 
     Raises:
-        ConfigError: as the base; and a row of the sources that is no question with an answer.
+        ConfigError: as the base; a row of the sources that is no question with an answer; no answer is a known one.
     """
 
     stream_bits = 1 << 59
@@ -76,6 +76,12 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
             if not answers_of(row):
                 do = "Give annotation files with answers."
                 raise ConfigError(where=f"row {row.id}", expected="a question with answers", got="none", do=do)
+        asked = [row for row in chain.from_iterable(self._rows) if not choices_of(row)]
+        if asked and not any(answer in self._number for row in asked for answer, _ in answers_of(row)):
+            raise ConfigError(
+                where=f"views.{self.name}.answers", expected="answers to questions of its sources",
+                got=f"none in {self.config.answers}", do="Name the file of all answers that belongs to them.",
+            )  # fmt: skip
 
     @cached_property
     def known(self) -> tuple[str, ...]:
@@ -104,13 +110,14 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
             **self.shared_fields(samples, rows),
         )
 
-    def evaluated(self, rows: Sequence[Row], first: int = 0) -> AnswerBatch:
+    def evaluated(self, rows: Sequence[Row], first: int = 0, *, with_images: bool = True) -> AnswerBatch:
         """Build a batch for evaluation, with all known answers or the questions' own choices.
 
         Raises:
             ConfigError: some questions have choices and others have none.
         """
-        batch, choices = super().evaluated(rows, first), [choices_of(row) for row in rows]
+        batch = super().evaluated(rows, first, with_images=with_images)
+        choices = [choices_of(row) for row in rows]
         if not any(choices):
             return replace(batch, candidates=self._candidates)
         if not all(choices):

@@ -78,6 +78,10 @@ class LocateSource(AnnotatedSource[LocateConfig, LocateBatch]):
         pixels = finish(cut(image, crop, transform), flip, transform, generator)
         return replace(self.sample_of(row, [pixels]), corners=seen)
 
+    def look_at(self, rows: Sequence[Row], batch_size: int) -> None:
+        """As the base; the size of an image that the file does not tell is not looked for."""
+        super().look_at([replace(box, size=box.size or (1, 1)) for box in map(with_box, rows)], batch_size)
+
     def collate(self, samples: Sequence[RowSample], rows: range) -> LocateBatch:
         """Make a batch of samples (ConfigError: a row without a box)."""
         boxed = [with_box(sample.row) for sample in samples]

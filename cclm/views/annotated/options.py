@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from cclm.data.options import MaskingConfig
+from cclm.languages import language_tag
 from cclm.model.options import ModelOptions
 from cclm.types import Bounds, Count, LocalPath, PathText, Positive
 from cclm.views.image_text.options import ImageViewConfig
@@ -91,6 +92,10 @@ class AnnotatedConfig(ImageViewConfig):
         """Yield what contradicts itself."""
         if not self.sources:
             yield "sources must name at least one annotation file"
+        for key, named in (("sources", self.sources), ("dev", self.dev), ("test", self.test)):
+            for name in named:
+                if language_tag(language_of(name)) is None:
+                    yield f"{key}.{name}: its name must begin with a language, such as en, pt-BR or zh-Hant"
         for name, source in self.sources.items():
             if source.weight is not None or source.repeat != 1 or source.max_epochs is not None:
                 yield f"sources.{name}: annotation files have no weight, repeat or max_epochs: all rows are shown alike"

@@ -6,14 +6,14 @@ folder | image-text shard set                               ─▶ bytes by name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cclm.annotations.cvqa import read_cvqa
 from cclm.annotations.gqa import read_gqa
-from cclm.annotations.images import find_image, key_of
+from cclm.annotations.images import Listing, find_image, key_of
 from cclm.annotations.layouts import Reader
 from cclm.annotations.nlvr import read_statements
 from cclm.annotations.reading import Dropped, Problems, entries_of, known_language, name_at, read_entries, text_at
@@ -152,6 +152,19 @@ class Images:
             for sample in range(count)
         }
 
+    def look_for(self, names: Iterable[str]) -> None:
+        """Find all images, and open none (DataError: `image_missing`, of the first that is not there)."""
+        is_there = Listing()
+        for name in names:
+            self._place(name) if self._set else find_image(self.folders, name, is_there)
+
+    def _place(self, name: str) -> tuple[int, int]:
+        assert self._set is not None
+        for key in (name, key_of(name), Path(name).stem):
+            if key in self._places:
+                return self._places[key]
+        return refuse("image_missing", f"an image {name} in {self._set.folder}", "no such key", name)
+
     def read(self, name: str) -> bytes:
         """Return an image file, as it is stored.
 
@@ -159,10 +172,7 @@ class Images:
             DataError: `image_missing`, or the shard's errors.
         """
         if self._set is not None:
-            for key in (name, key_of(name), Path(name).stem):
-                if key in self._places:
-                    return self._set.image_text(*self._places[key]).image
-            refuse("image_missing", f"an image {name} in {self._set.folder}", "no such key", name)
+            return self._set.image_text(*self._place(name)).image
         path = find_image(self.folders, name)
         try:
             return path.read_bytes()

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from cclm.views.images import ImageBatch, ImageBuffer
 
 Corners = tuple[float, float, float, float]
 """Left, top, right, bottom of a box as shares of an image's sides."""
+_DOT: Final = np.zeros((3, 1, 1), np.uint8)
 Given = TypeVar("Given")
 Settings = TypeVar("Settings", bound=AnnotatedConfig)
 BatchType = TypeVar("BatchType", bound=ImageBatch)
@@ -129,24 +130,33 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
             pixels.append(training_pixels(source, transform, generator))
         return self.sample_of(row, pixels)
 
-    def evaluated(self, rows: Sequence[Row], first: int = 0) -> BatchType:
-        """Build a batch for evaluation: nothing is drawn, cropped or replaced.
+    def look_at(self, rows: Sequence[Row], batch_size: int) -> None:
+        """Do to rows what `evaluated` will, but open no image: what cannot be measured is found in seconds.
+
+        Raises:
+            ConfigError, DataError: as `evaluated`; an image that is not there.
+        """
+        self.images.look_for(dict.fromkeys(name for row in rows for name in images_of(row)))
+        for batch in batches_of(rows, batch_size):
+            self.evaluated(batch, with_images=False)
+
+    def evaluated(self, rows: Sequence[Row], first: int = 0, *, with_images: bool = True) -> BatchType:
+        """Build a batch for evaluation: nothing is drawn, cropped or replaced. `with_images`: or black dots.
 
         Raises:
             DataError: a text or an image that cannot be used.
         """
         samples = []
         for row in rows:
-            images = (decode_image(self.images.read(name), where=name) for name in images_of(row))
-            pixels = [eval_image(image, self.config.transform) for image in images]
+            pixels = [self._tested(name) if with_images else _DOT for name in images_of(row)]
             try:
                 samples.append(self.sample_of(row, pixels, is_test=True))
             except DataError as error:  # of a text: only the row says which
-                expected, got, do = error.expected, error.got, error.do
-                raise DataError(
-                    reason=error.reason, expected=expected, got=got, do=do, where=f"row {row.id}"
-                ) from error
+                raise error.at(f"row {row.id}") from error
         return self.collate(samples, range(first, first + len(samples)))
+
+    def _tested(self, name: str) -> NDArray[Any]:
+        return eval_image(decode_image(self.images.read(name), where=name), self.config.transform)
 
     @abstractmethod
     def collate(self, samples: Sequence[RowSample], rows: range) -> BatchType:

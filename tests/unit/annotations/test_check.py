@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cclm.annotations.check import IMAGE_ROWS, check_folder, report_text
-from cclm.annotations.images import find_image, image_identity, key_of
+from cclm.annotations.images import Listing, find_image, image_identity, key_of
 from cclm.annotations.layouts import find_files
 from cclm.annotations.tasks import DATA_SETS, TASKS, XVNLI
 from cclm.errors import ConfigError, DataError
@@ -195,7 +197,8 @@ def test_an_unknown_task_or_folder(tmp_path: Path) -> None:
 )
 def test_images_are_found_in_published_layouts(name: str, stored: str, tmp_path: Path) -> None:
     path = write_text(tmp_path / "second" / stored, "pixels")
-    assert find_image([tmp_path / "first", tmp_path / "second"], name) == path
+    for is_there in (Path.is_file, Listing()):
+        assert find_image([tmp_path / "first", tmp_path / "second"], name, is_there) == path
 
 
 def test_an_image_that_is_missing(tmp_path: Path) -> None:
@@ -214,6 +217,33 @@ def test_a_name_never_leads_out_of_the_folder(name: str, tmp_path: Path) -> None
     with pytest.raises(DataError) as found:
         find_image([tmp_path / "data"], name.format(root=tmp_path))
     assert found.value.reason == "image_missing"
+
+
+def test_a_folder_is_listed_once_however_many_images_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "val2014/COCO_val2014_000000000009.jpg", "pixels")
+    asked, listed = list[Path](), Path.iterdir
+
+    def counted(path: Path) -> Iterator[Path]:
+        asked.append(path)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", counted)
+    is_there = Listing()
+    for number in range(7, 12):
+        with pytest.raises(DataError) if number != 9 else nullcontext():
+            find_image([tmp_path], f"COCO_val2014_{number:012d}.jpg", is_there)
+    assert asked == [tmp_path, tmp_path / "val2014"]
+
+
+def test_a_folder_that_may_not_be_listed_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> Iterator[Path]:
+        raise PermissionError(path)
+
+    path = write_text(tmp_path / "1.png", "pixels")
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert find_image([tmp_path], "1.png", Listing()) == path
 
 
 def test_a_linked_folder_is_followed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from cclm.cli.__main__ import main
 from cclm.errors import ConfigError
 from cclm.hub.open import OpenedModel, place
 from cclm.retrieve.embed import (
@@ -127,6 +128,28 @@ def test_shards_give_pictures_captions_and_sentences(opened: OpenedModel, tmp_pa
     embed(Embedder(opened=opened), captions, tmp_path / "out", facts)
     found = columns(tmp_path / "out")
     assert found["key"] == [row.key for unit in range(5) for row in captions.rows(unit)]
+
+
+@pytest.mark.parametrize("view", ["image", "text"])
+def test_a_damaged_record_ends_nothing_and_is_counted(
+    opened: OpenedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], view: str
+) -> None:
+    write(opened, tmp_path / "model")
+    whole = write_images(tmp_path / "set", 6, per_shard=2) if view == "image" else write_pairs(tmp_path / "set", 6)
+    last = sorted(whole.glob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:1500])
+    arguments = ["embed", str(tmp_path / "model"), str(whole), "--to", str(tmp_path / "out"), "--captions"]
+    assert main(arguments) == 0 and main(arguments) == 0
+    found = columns(tmp_path / "out")
+    broken = [number for number, error in enumerate(found["error"]) if error is not None]
+    assert len(broken) > 0 and all(found["feature"][number] is None for number in broken)
+    assert {str(found["error"][number]).partition(":")[0] for number in broken} == {"tar_truncated"}
+    assert {found["kind"][number] for number in broken} == {view}
+    assert capsys.readouterr().out.count(f"{view} tar_truncated {len(broken)}\n") == 2
+    last.with_suffix(".index.arrow").unlink(missing_ok=True)
+    last.unlink()
+    keys = {row.key for unit in range(6) for row in Shards(whole).rows(unit) if row.error}
+    assert len(keys) >= len(broken)
 
 
 def test_only_missing_parts_are_made_and_nothing_twice(opened: OpenedModel, folder: Path, tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_an_image_that_annotation_files_name_is_missed_at_the_start(tmp_path: Pa
     assert caught.value.reason == "image_missing"
 
 
+def test_a_shard_that_is_missing_is_missed_at_the_start(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    ((_, where),) = evaluation_with(settings).sets("test").items()
+    next(Path(where).glob("*.tar")).unlink()
+    with pytest.raises(DataError) as caught:
+        evaluation_with(settings)
+    assert caught.value.reason == "tar_missing"
+
+
 def test_data_of_ones_own_have_a_name_in_results(tmp_path: Path) -> None:
     measures = evaluation_with(settings_of(tmp_path, benchmark="mine"))
     assert [measures.task_of(name) for name in ("test", "wit")] == ["mine", "wit"]

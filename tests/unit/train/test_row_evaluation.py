@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from cclm.annotations.retrieval import PARTS
 from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
-from cclm.errors import DataError
+from cclm.errors import CclmError, DataError
 from cclm.recipe.epochs import with_epochs
 from cclm.train.evaluation import RowEvaluation, TaskMetric, evaluation_of
 from cclm.train.network import build_engine
@@ -51,3 +52,29 @@ def test_classes_that_the_model_has_not_are_refused_at_the_start(tmp_path: Path,
     with pytest.raises(DataError, match=r"classes from 0 to 2, got 3 in row en:from_one.jsonl:3") as caught:
         evaluation_in(tmp_path, format="rows", **view)
     assert (caught.value.reason, caught.value.where) == ("class_unknown", str(paths["from_one"]))
+
+
+@pytest.mark.parametrize("part", ["dev", "test"])
+@pytest.mark.parametrize(
+    ("change", "reason", "where"),
+    [
+        ({"images": ["no_such.jpg"]}, "image_missing", ", no_such.jpg"),
+        ({"images": ["../no_image"]}, "image_missing", ", ../no_image"),
+        ({"text": " "}, "text_empty", ", row b"),
+        ({"images": ["red_box.jpg", "red_box.jpg"]}, None, ", row b"),
+        ({"label": None, "answers": {"red": 1}}, None, ", row b"),
+    ],
+)
+def test_a_row_that_cannot_be_measured_is_refused_at_the_start(
+    tmp_path: Path, part: str, change: dict[str, Any], reason: str | None, where: str
+) -> None:
+    row = {"id": "a", "images": ["red_box.jpg"], "text": "red", "label": 1}
+    files = {key: tmp_path / f"{key}.jsonl" for key in ("sources", "dev", "test")}
+    for key, path in files.items():
+        second = {**row, "id": "b", **(change if key == part else {})}
+        path.write_text("".join(json.dumps(one) + "\n" for one in [row, second] * (3 if key == "sources" else 1)))
+    view = {"sources": {"en": {"path": str(files["sources"])}}, **{key: {"en": str(files[key])} for key in PARTS}}
+    with pytest.raises(CclmError) as caught:
+        evaluation_in(tmp_path, format="rows", **view)
+    assert getattr(caught.value, "reason", None) == reason
+    assert caught.value.where == f"{files[part]}{where}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,14 @@ def test_micro_batches_change_no_loss(tmp_path: Path, task: str) -> None:
     found = [module(replace(part, shared=shared)) for part in parts]
     mean = torch.stack([losses.total for losses in found]).mean()
     torch.testing.assert_close(mean, module(batch).total, atol=1e-6, rtol=1e-5)
+
+
+def test_a_file_of_answers_to_other_questions_is_refused(tmp_path: Path) -> None:
+    config = as_config(settings_of("xgqa", tmp_path))
+    (known,) = (tmp_path / "xgqa").rglob("trainval_ans2label.json")
+    known.write_text(json.dumps(["yes", "red"]), encoding="utf-8")
+    dataset_of(config)
+    known.write_text(json.dumps(["yes", "no"]), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        dataset_of(config)
+    assert caught.value.where == "views.answer.answers"

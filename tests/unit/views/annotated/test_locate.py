@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,18 @@ def test_what_has_no_box_in_its_image_is_not_trained_on_and_does_not_end_an_eval
         opened.trained(row, np.random.default_rng(0))
     assert caught.value.reason == "region_missing"
     assert opened.evaluated([row]).size_R2.tolist() == [[120.0, 80.0]]
+    opened.look_at([row, replace(row, size=None)], 2)
     config = LocateConfig(sources={"en": SourceConfig(path="x")}, transform=ImageTransformConfig(method="affine"))
     assert any(error.startswith("transform.method") for error in config.validation_errors())
     with pytest.raises(ConfigError):
         opened.evaluated([ClassifyRow(id="1", images=("a.png",), text="thing", label=0, language="en")])
+
+
+def test_names_of_annotation_files_begin_with_a_language() -> None:
+    config = LocateConfig(sources={"no such": SourceConfig(path="x"), "pt-BR/own": SourceConfig(path="y")})
+    (error,) = config.validation_errors()
+    assert error.startswith("sources.no such: ")
+    (error,) = replace(
+        config, sources={"en": SourceConfig(path="x")}, test={"train": "z", "de": "y"}
+    ).validation_errors()
+    assert error.startswith("test.train: ")

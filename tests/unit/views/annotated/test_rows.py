@@ -85,7 +85,10 @@ def test_images_lie_in_a_folder_or_in_shards(tmp_path: Path) -> None:
     write_images(tmp_path / "shards", 5, per_shard=2)
     found = [Images(tmp_path / "shards").read(f"k{number}") for number in range(5)]
     assert len(set(found)) == 5
-    for folder in ("folder", "shards"):
-        with pytest.raises(DataError) as caught:
-            Images(tmp_path / folder).read("no_such_image")
-        assert caught.value.reason == "image_missing"
+    for folder, there in (("folder", "a.jpg"), ("shards", "k4")):
+        images = Images(tmp_path / folder)
+        images.look_for([there])
+        for look in (images.look_for, lambda names, images=images: images.read(names[-1])):
+            with pytest.raises(DataError) as caught:
+                look([there, "no_such_image"])
+            assert caught.value.reason == "image_missing"

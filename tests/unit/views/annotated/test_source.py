@@ -100,3 +100,8 @@ def test_a_broken_image_is_replaced_in_training_and_stops_an_evaluation(data: Pa
     with pytest.raises(DataError) as caught:
         source.evaluated([row])
     assert (caught.value.reason, caught.value.where) == ("text_empty", f"row {row.id}")
+    for image in (data / "flickr30k-images").iterdir():
+        image.unlink()
+    with pytest.raises(DataError) as caught:
+        dataset_of(as_config(alone(data, data.parent)))[0]
+    assert caught.value.reason == "neighbourhood_broken" and "shards" not in caught.value.do
