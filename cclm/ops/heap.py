@@ -73,7 +73,7 @@ def _give_back(wanted: int) -> None:
     """Give about so many bytes back: take blocks of the heap, and tell the system that their pages are not needed."""
     library, page = ctypes.CDLL(None), resource.getpagesize()
     library.malloc.restype = ctypes.c_void_p
-    blocks, before = [], _memory_bytes("VmRSS")
+    blocks, before = list[int](), _memory_bytes("VmRSS")
     while before - _memory_bytes("VmRSS") < wanted and len(blocks) * BLOCK_BYTES < 2 * wanted:
         blocks.append(library.malloc(ctypes.c_size_t(BLOCK_BYTES)))
         first, end = -(-blocks[-1] // page) * page, (blocks[-1] + BLOCK_BYTES) // page * page

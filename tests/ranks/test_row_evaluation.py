@@ -13,7 +13,7 @@ from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.recipe.epochs import with_epochs
-from cclm.train.evaluation import predict_rows
+from cclm.train.row_evaluation import predict_rows
 from cclm.train.shared_evaluation import in_turns
 from cclm.views.annotated.rows import RowSet
 from cclm.views.annotated.source import AnnotatedSource, batches_of

@@ -13,8 +13,9 @@ from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.errors import CclmError, DataError
 from cclm.recipe.epochs import with_epochs
-from cclm.train.evaluation import RowEvaluation, TaskMetric, evaluation_of
+from cclm.train.evaluation import TaskMetric, evaluation_of
 from cclm.train.network import build_engine
+from cclm.train.row_evaluation import RowEvaluation
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
 
