@@ -55,7 +55,8 @@ class Workers:
 
     def __exit__(self, error: object, *_: object) -> None:
         if self._pool is not None:
-            for worker in multiprocessing.active_children() if error is not None else ():
+            is_asked = isinstance(error, type) and issubclass(error, KeyboardInterrupt)
+            for worker in multiprocessing.active_children() if is_asked else ():
                 worker.kill()  # nobody waits for the rest of its job: what is finished is kept
             self._pool.shutdown(cancel_futures=True)
 

@@ -5,7 +5,9 @@ name (as the rows have it) ─ candidates of its data set ─▶ names below a f
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -73,11 +75,16 @@ class Listing:
 
     def _listed(self, folder: Path) -> frozenset[str] | None:
         try:
-            return frozenset(one.name for one in folder.iterdir())
+            with os.scandir(folder) as found:
+                return frozenset(one.name for one in found if one.is_file())
         except PermissionError:  # files may be opened where nothing may be listed
             return None
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte
             return frozenset()
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself
+                return frozenset()
+            raise
 
 
 def find_image(folders: Sequence[Path], name: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:

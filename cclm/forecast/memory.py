@@ -47,8 +47,9 @@ class Memory:
     logits: float
     """The block of masked-LM logits that exists at once, and the gradient of the word table that it makes."""
     updating: float
-    """Of ZeRO 1 and 2 gradients in a row while weights are updated, and weights that gloo gathers, instead of what a
-    backward pass needs; of ZeRO-3 on a CPU the row of zeros with which it begins."""
+    """Instead of what a backward pass needs: of stage 0 on several ranks gradients in a row for their sum; of ZeRO 1
+    and 2 gradients in a row while weights are updated, and weights that gloo gathers; of ZeRO-3 on a CPU the row of
+    zeros with which it begins."""
 
     snapshot: float
     """The copy from which a checkpoint is written in the background; on a GPU it is the node's memory."""
@@ -121,8 +122,10 @@ def _buckets(case: Case, count: int, device: str, returns_memory: bool) -> float
 
 def _updating(case: Case, count: int, device: str, held: float) -> float:
     """Of gradients in a row, and of all weights, which gloo gathers beside those that they replace."""
-    if case.sharding.stage in (0, 3):
-        return held if case.sharding.stage == 3 and device == "cpu" else 0.0
+    if case.sharding.stage == 0:
+        return case.num_trained * case.sharding.gradient_bytes if count > 1 else 0.0
+    if case.sharding.stage == 3:
+        return held if device == "cpu" else 0.0
     return held + (case.num_parameters * case.value_bytes if device == "cpu" and count > 1 else 0.0)
 
 

@@ -40,7 +40,8 @@ _returns: list[Literal["nothing", "all", "part"]] = ["nothing"]
 def treat_freed_memory(way: str, environment: Mapping[str, str]) -> bool:
     """Let this process use freed memory again ("kept") or give it back early ("returned"); return whether it will.
 
-    Nothing changes where the environment has a setting of its own, or where the C library is another.
+    Nothing changes where the environment has a setting of its own (any but exactly `NO_LISTS`), or where the C library
+    is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name in environment and environment[name] != NO_LISTS for name in SETTINGS):
@@ -48,7 +49,7 @@ def treat_freed_memory(way: str, environment: Mapping[str, str]) -> bool:
     if way == "kept":
         _returns[0] = "nothing"
         return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, -1))
-    _returns[0] = "part" if "GLIBC_TUNABLES" in environment else "all"
+    _returns[0] = "part" if "GLIBC_TUNABLES" in environment and "VmHWM:" in _status() else "all"
     return _returns[0] == "all" or bool(mallopt(MMAP_THRESHOLD, MAPPED_BYTES) and mallopt(TRIM_THRESHOLD, -1))
 
 
@@ -75,8 +76,11 @@ def _give_back(wanted: int) -> None:
     library.malloc.restype = ctypes.c_void_p
     blocks, before = list[int](), _memory_bytes("VmRSS")
     while before - _memory_bytes("VmRSS") < wanted and len(blocks) * BLOCK_BYTES < 2 * wanted:
-        blocks.append(library.malloc(ctypes.c_size_t(BLOCK_BYTES)))
-        first, end = -(-blocks[-1] // page) * page, (blocks[-1] + BLOCK_BYTES) // page * page
+        block = library.malloc(ctypes.c_size_t(BLOCK_BYTES))
+        if block is None:  # a limit of addresses: what asked for room will say so
+            break
+        blocks.append(block)
+        first, end = -(-block // page) * page, (block + BLOCK_BYTES) // page * page
         library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), DONT_NEED)
     for block in blocks:
         library.free(ctypes.c_void_p(block))
@@ -84,5 +88,9 @@ def _give_back(wanted: int) -> None:
 
 def _memory_bytes(name: str) -> int:
     """A figure of this process: VmRSS, what it has; VmHWM, the most that it had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) << 10 for line in _status().splitlines() if line.startswith(f"{name}:"))
+
+
+def _status() -> str:
+    path = Path("/proc/self/status")
+    return path.read_text() if path.exists() else ""

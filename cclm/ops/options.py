@@ -26,7 +26,7 @@ class KernelConfig:
     """"bytes": drawn by two random bytes for an element, twice, so that nothing is kept. "auto": bytes on a CPU."""
     freed_memory: Literal["kept", "returned"] = "kept"
     """On a CPU: used again by the next step, which then need not clear it ("kept"), or given back before the largest
-    pieces of a step are made, so that less is needed. MALLOC_… variables win."""
+    pieces of a step are made, so that less is needed. MALLOC_… variables and GLIBC_TUNABLES win."""
     layer_norm: Literal["auto", "torch", "apex"] = "auto"
     """"auto": torch's."""
     optimizer: Literal["auto", "torch", "apex", "deepspeed"] = "auto"

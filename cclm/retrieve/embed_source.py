@@ -22,6 +22,8 @@ from cclm.types import ImageTextRecord, TextPair, View
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of image files; case does not matter."""
 TEXTS = (".txt",)
+NOT_THERE = frozenset({"tar_missing", "tar_unreadable", "index_missing", "index_unreadable"})
+"""Reasons of a whole shard that another time may not have: nothing is written of it, and the command ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +124,16 @@ class Shards:
         return len(self._places)
 
     def rows(self, unit: int) -> list[Row]:
-        """An image and its captions, or every sentence of a group once; one row of what cannot be read."""
+        """An image and its captions, or every sentence of a group once; one row of what is damaged.
+
+        Raises:
+            DataError: a shard is not there now; it may be another time (`NOT_THERE`).
+        """
         try:
             return self._rows(unit)
         except DataError as error:
+            if error.reason in NOT_THERE:
+                raise
             text = None if self._set.view is View.IMAGE_TEXT else ""
             return [Row(key=self._key(unit), text=text, error=f"{error.reason}: {error}")]
 

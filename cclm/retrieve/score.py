@@ -19,7 +19,7 @@ from pyarrow import parquet
 from cclm.errors import DataError
 from cclm.files import atomic
 from cclm.retrieve.embed import Embedder, EmbeddingFacts, part_path, prepare_folder
-from cclm.retrieve.embed_source import Shards
+from cclm.retrieve.embed_source import NOT_THERE, Shards
 from cclm.shardfile.scores import SCORE_SCHEMA, hash_of_caption, hash_of_pair, label_of_pair
 from cclm.types import ImageTextRecord, TextPair, View
 
@@ -98,6 +98,8 @@ def readable(units: range, read: Callable[[int], object]) -> list[Scored]:
         try:
             read(unit)
         except DataError as error:
+            if error.reason in NOT_THERE:
+                raise
             rows.append(without(error.reason))
     return rows
 

@@ -112,6 +112,10 @@ class TaskEvaluation(SharedEvaluation):
                 self.check(name, where, part)
         super().__post_init__()
 
+    def will_measure(self, part: Part) -> bool:
+        """Return whether sets of a part are measured: a run of no epochs chooses nothing on dev."""
+        return part == "test" or (part == self.finetune.select_on and self.config.steps > 0)
+
     @abstractmethod
     def sets(self, part: Part) -> Mapping[str, str]:
         """Return the sets of "dev" or "test" by name: where each lies."""

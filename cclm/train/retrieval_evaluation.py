@@ -106,7 +106,8 @@ class RetrievalEvaluation(TaskEvaluation):
         else:
             with closing(open_shards(where, self.config.data.cache)) as shards:
                 found = shards.languages
-                for shard in [] if is_remote(where) else range(len(shards.samples_per_shard)):
+                is_looked_at = self.will_measure(part) and not is_remote(where)
+                for shard in range(len(shards.samples_per_shard)) if is_looked_at else ():
                     shards.open_shard(shard)
         if part == "test" and self.test_languages and not set(self.test_languages) & set(found):
             raise ConfigError(

@@ -53,7 +53,7 @@ class RowEvaluation(TaskEvaluation):
                 raise DataError(reason="class_unknown", expected=expected, got=got, do=do, where=str(rows.path))
 
     def check(self, name: str, where: str, part: Part) -> None:
-        """Read an annotation file, and look for the images that it names.
+        """Read an annotation file, and look for the images that it names, if they will be needed.
 
         Raises:
             ConfigError: without answers nothing can be chosen on it; a row is not one of this task.
@@ -71,6 +71,8 @@ class RowEvaluation(TaskEvaluation):
         if part == self.finetune.select_on and not rows.read.denominators[USABLE]:
             do = "Name another file to choose the best epoch on."
             raise ConfigError(where=str(rows.path), expected="right answers", got="none", do=do)
+        if not self.will_measure(part):
+            return
         try:
             self.source.look_at(rows.rows, self.finetune.evaluation_batch)
         except (ConfigError, DataError) as error:

@@ -140,6 +140,7 @@ def owns_boundary(ds_config: Mapping[str, Any]) -> bool:
 def forget_gradients(zero: Any, stage: int) -> None:
     """Clear what the ZeRO optimizer remembers of gradients elsewhere: before the first backward of each update."""
     if stage == 3:
+        assert zero.micro_step_id == 0, "a step was abandoned after a backward: training cannot go on from there"
         zero._offload_boundary_param_ids.clear()  # of the parameters that this update has reached, offloaded or not
     if stage > 0 and bool(getattr(zero, "offload_optimizer" if stage == 3 else "cpu_offload", False)):
         zero.norm_for_param_grads.clear()

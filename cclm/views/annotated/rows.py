@@ -141,6 +141,7 @@ class Images:
         self.folders = folders
         packed = next((folder for folder in folders if (folder / MANIFEST_NAME).is_file()), None)
         self._set = None if packed is None else ShardSet(packed)
+        self._is_there = Listing()
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
@@ -154,9 +155,8 @@ class Images:
 
     def look_for(self, names: Iterable[str]) -> None:
         """Find all images, and open none (DataError: `image_missing`, of the first that is not there)."""
-        is_there = Listing()
         for name in names:
-            self._place(name) if self._set else find_image(self.folders, name, is_there)
+            self._place(name) if self._set else find_image(self.folders, name, self._is_there)
 
     def _place(self, name: str) -> tuple[int, int]:
         assert self._set is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -223,13 +223,13 @@ def test_a_folder_is_listed_once_however_many_images_are_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(tmp_path / "val2014/COCO_val2014_000000000009.jpg", "pixels")
-    asked, listed = list[Path](), Path.iterdir
+    asked, listed = list[Path](), os.scandir
 
-    def counted(path: Path) -> Iterator[Path]:
+    def counted(path: Path) -> Any:
         asked.append(path)
         return listed(path)
 
-    monkeypatch.setattr(Path, "iterdir", counted)
+    monkeypatch.setattr(os, "scandir", counted)
     is_there = Listing()
     for number in range(7, 12):
         with pytest.raises(DataError) if number != 9 else nullcontext():
@@ -238,12 +238,26 @@ def test_a_folder_is_listed_once_however_many_images_are_looked_for(
 
 
 def test_a_folder_that_may_not_be_listed_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> Iterator[Path]:
+    def refused(path: Path) -> Any:
         raise PermissionError(path)
 
     path = write_text(tmp_path / "1.png", "pixels")
-    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     assert find_image([tmp_path], "1.png", Listing()) == path
+
+
+def test_only_files_are_listed(tmp_path: Path) -> None:
+    """Not folders, links to nothing and links to themselves."""
+    path = write_text(tmp_path / "second/1.png", "pixels")
+    (tmp_path / "first/images").mkdir(parents=True)
+    (tmp_path / "first/1.png").symlink_to("nothing")
+    (tmp_path / "loop").symlink_to("loop")
+    folders = [tmp_path / name for name in ("loop", "first", "second")]
+    for is_there in (Path.is_file, Listing()):
+        assert find_image(folders, "1.png", is_there) == path
+        for name in ("images", "images/", ".", "x/"):
+            with pytest.raises(DataError):
+                find_image(folders, name, is_there)
 
 
 def test_a_linked_folder_is_followed(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_states_of_each_stage_in_bytes_a_parameter(case: Case, stage: int, expec
 
 
 @pytest.mark.parametrize("way", ["kept", "returned"])
-@pytest.mark.parametrize(("stage", "buckets", "updating"), [(0, 0, 0), (1, 3, 1.5), (2, 3, 1.5), (3, 3, 0.5)])
+@pytest.mark.parametrize(("stage", "buckets", "updating"), [(0, 0, 1), (1, 3, 1.5), (2, 3, 1.5), (3, 3, 0.5)])
 def test_what_an_update_makes_on_a_cpu(case: Case, stage: int, buckets: int, updating: float, way: str) -> None:
     """On two ranks in fp32: buckets and copies of a half of all parameters; the rest in values a parameter."""
     half = case.num_parameters / 2

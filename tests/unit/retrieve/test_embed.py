@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from cclm.cli.__main__ import main
-from cclm.errors import ConfigError
+from cclm.errors import ConfigError, DataError
 from cclm.hub.open import OpenedModel, place
 from cclm.retrieve.embed import (
     Embedder,
@@ -146,10 +146,31 @@ def test_a_damaged_record_ends_nothing_and_is_counted(
     assert {str(found["error"][number]).partition(":")[0] for number in broken} == {"tar_truncated"}
     assert {found["kind"][number] for number in broken} == {view}
     assert capsys.readouterr().out.count(f"{view} tar_truncated {len(broken)}\n") == 2
-    last.with_suffix(".index.arrow").unlink(missing_ok=True)
     last.unlink()
-    keys = {row.key for unit in range(6) for row in Shards(whole).rows(unit) if row.error}
-    assert len(keys) >= len(broken)
+    with pytest.raises(DataError) as caught:
+        list(map(Shards(whole).rows, range(6)))
+    assert caught.value.reason == "tar_missing"
+    arguments[-2] = str(tmp_path / "again")
+    assert main(arguments) != 0
+    assert not list((tmp_path / "again").glob("*.parquet"))
+
+
+def test_what_a_missing_shard_ends_goes_on_when_it_is_back(opened: OpenedModel, tmp_path: Path) -> None:
+    write(opened, tmp_path / "model")
+    whole = write_images(tmp_path / "set", 6, per_shard=2)
+    last = sorted(whole.glob("*.tar"))[-1]
+    given = [str(whole), "--to", str(tmp_path / "out"), "--units-per-file", "2"]
+    last.rename(tmp_path / "elsewhere")
+    for command in (["embed", str(tmp_path / "model"), *given], ["score", *given, "--model", str(tmp_path / "model")]):
+        command[command.index("--to") + 1] = str(tmp_path / command[0])
+        assert main(command) != 0
+    (tmp_path / "elsewhere").rename(last)
+    for command in (["embed", str(tmp_path / "model"), *given], ["score", *given, "--model", str(tmp_path / "model")]):
+        command[command.index("--to") + 1] = str(tmp_path / command[0])
+        assert main(command) == 0
+    assert columns(tmp_path / "embed")["error"] == [None] * 6
+    parts = [parquet.read_table(path) for path in sorted((tmp_path / "score").glob("*.parquet"))]
+    assert sum(len(part) for part in parts) == 18 and not any(any(part["error"].to_pylist()) for part in parts)
 
 
 def test_only_missing_parts_are_made_and_nothing_twice(opened: OpenedModel, folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -20,10 +22,14 @@ from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
 
 
-def evaluation_in(tmp_path: Path, **view: Any) -> tuple[Path, RowEvaluation]:
+def evaluation_in(
+    tmp_path: Path, finetune: Mapping[str, Any] = MappingProxyType({}), **view: Any
+) -> tuple[Path, RowEvaluation]:
     write_tokenizer(tmp_path)
     data = stand_in("xvnli", tmp_path / "data")
-    config = with_epochs(as_config({**alone(data, tmp_path, **view), "engine": "plain"}))
+    settings = {**alone(data, tmp_path, **view), "engine": "plain"}
+    settings["finetune"] |= finetune
+    config = with_epochs(as_config(settings))
     Path(config.run_folder).mkdir()
     ranks, metric = collectives(), TaskMetric(task="xvnli", view="classify", metrics=("accuracy",))
     engine = build_engine(config, module_of(config, ranks), Topology.from_environment(device="cpu"), ranks, None)
@@ -79,3 +85,18 @@ def test_a_row_that_cannot_be_measured_is_refused_at_the_start(
         evaluation_in(tmp_path, format="rows", **view)
     assert getattr(caught.value, "reason", None) == reason
     assert caught.value.where == f"{files[part]}{where}"
+
+
+def test_images_of_a_set_that_chooses_nothing_need_not_be_there(tmp_path: Path) -> None:
+    """Not when weights are chosen on test, nor in a run of no epochs, as `finetune measure` makes one."""
+    there, missing = tmp_path / "there.jsonl", tmp_path / "missing.jsonl"
+    rows = [{"id": name, "images": ["red_box.jpg"], "text": "red", "label": 1} for name in "abcdef"]
+    there.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    missing.write_text(json.dumps({**rows[0], "images": ["no_such.jpg"]}) + "\n")
+    sources, test = {"en": {"path": str(there)}}, {"en": str(there)}
+    for name, changes in (("no epochs", {"epochs": 0}), ("test", {"select_on": "test"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        view = {"format": "rows", "sources": sources, "dev": {"en": str(missing)}, "test": test}
+        _, found = evaluation_in(folder, changes, **view)
+        assert not found.will_measure("dev") and found.will_measure("test")
