@@ -13,7 +13,7 @@ back that this is hardly slower.
 from __future__ import annotations
 
 import ctypes
-import resource
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -72,7 +72,7 @@ def return_freed_memory() -> None:
 
 def _give_back(wanted: int) -> None:
     """Give about so many bytes back: take blocks of the heap, and tell the system that their pages are not needed."""
-    library, page = ctypes.CDLL(None), resource.getpagesize()
+    library, page = ctypes.CDLL(None), mmap.PAGESIZE
     library.malloc.restype = ctypes.c_void_p
     blocks, before = list[int](), _memory_bytes("VmRSS")
     while before - _memory_bytes("VmRSS") < wanted and len(blocks) * BLOCK_BYTES < 2 * wanted:
