@@ -29,9 +29,8 @@ from cclm.files.text import did_you_mean
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import manifest_bytes, open_set
 from cclm.types import View
-from shards.benchmark import normal_text
-from shards.sketch import differing_bits, perceptual_hash
-from shards.source_image import SourceImage
+from shards.filters import normal_text
+from shards.sketch import SourceImage, differing_bits, perceptual_hash
 
 NUM_EXAMPLES: Final = 5
 """Of each file, told with the counts."""

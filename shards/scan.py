@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.files.atomic import replace_bytes
@@ -34,12 +34,28 @@ from shards.chunks import (
     order_of,
     position_of,
 )
-from shards.corpora.entries import refused
 from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
-from shards.parts import LazyRecord, Part, Share, UnwantedError
+from shards.parts import LazyRecord, Part, UnwantedError, refused
 from shards.recipe import SetRecipe
-from shards.sketch import exact_sketch, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
-from shards.source_image import SourceImage, written_anew
+from shards.sketch import (
+    SourceImage,
+    exact_sketch,
+    exact_sketch_of_pair,
+    near_sketch_of_image,
+    near_sketch_of_pair,
+    written_anew,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Task `number` of `of`, counted from 0 as Slurm does with `--array=0-N`."""
+
+    number: int
+    of: int
+
+
+WHOLE: Final = Share(number=0, of=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import View
 from shards.chunks import LAST_ORDER, RECORD, TEXT, chunk_of
-from shards.drops import Bucket, Drop
+from shards.decide import Bucket, Drop
 from shards.scan import quarantine_line
 
 MOST_OPEN: Final = 128

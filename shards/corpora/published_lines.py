@@ -27,8 +27,7 @@ from cclm.rows.tables import Row, parse_object
 from cclm.types import ImageTextRecord, Region
 from shards.corpora.cells import LanguageTag
 from shards.corpora.files import named_files
-from shards.corpora.image_bytes import load_first, load_span
-from shards.corpora.image_corpus import ImageRow, make_record
+from shards.corpora.image_corpus import ImageRow, load_first, load_span, make_record
 from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.parts import LazyRecord, Part, file_stamp
 

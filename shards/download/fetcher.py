@@ -1,30 +1,91 @@
-"""One URL -> one image, or the reason why not; many at once, few from one host."""
+"""One URL -> one image, or the reason why not; many at once, few from one host.
+
+A download can leave its connections at any moment: after a deadline, or when it is stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
-from typing import Final
+from threading import Thread
+from typing import Final, TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from cclm.errors import DataError
-from shards.corpora.image_bytes import image_format_of, image_size
+from shards.corpora.image_corpus import image_format_of, image_size
 from shards.corpora.webdataset import SUCCESS
-from shards.download.network import in_thread, open_session
 from shards.download.options import BUSY, DownloadOptions, Fetched
 from shards.download.robots import MAX_ROBOTS_BYTES, RobotsPolicy, opted_out
 
+Result = TypeVar("Result")
 _MAX_REDIRECTS: Final = 5
 _CHUNK_BYTES: Final = 1 << 16
 _HOST_NAME: Final = re.compile(r"(?:[\w-]{1,63}\.)*(?!\d+\.?$)[\w-]{1,63}\.?", re.ASCII)
 """Labels of 1 to 63 characters, the last of which is no number (that would be a broken address)."""
+
+
+async def in_thread(function: Callable[[], Result]) -> Result:
+    """Call a function that blocks, in a thread of its own.
+
+    A daemon thread, not one of the loop's executor, which the interpreter waits for at its end: a name server that
+    does not answer, or an image that takes minutes to decode, must not hold up Ctrl-C.
+    """
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # it is raised where the result is awaited
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+class _Resolver(AbstractResolver):  # type: ignore[misc]  # aiohttp is seen untyped
+    """Looks up host names in daemon threads."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host."""
+        found = await in_thread(partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM))
+        return [
+            ResolveResult(
+                hostname=host, host=address[0], port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
+            )
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_session(options: DownloadOptions) -> aiohttp.ClientSession:
+    """Return a session with the limits of time of the options; how many requests there are at once is not its matter.
+
+    `timeout_s` limits each wait, `deadline_s` a whole answer, so a host that sends a byte a second is left, too.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver()),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": options.user_agent},
+        timeout=aiohttp.ClientTimeout(
+            total=options.deadline_s, sock_connect=options.timeout_s, sock_read=options.timeout_s
+        ),
+    )
 
 
 class Fetcher:

