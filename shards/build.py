@@ -67,9 +67,7 @@ class SetPlan:
 
 def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
     """Return the plan of a set, with an account of the files that its corpus does not read.
-
-    ConfigError: the files are not what the recipe says.
-    """
+    ConfigError: the files are not what the recipe says."""
     with accounting() as account:
         plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
         read_benchmarks(recipe.filters)

@@ -97,9 +97,7 @@ class FilterSettings:
 
 def content_hash(settings: FilterSettings) -> str:
     """Return a hash of what the filters' files hold: it decides what is built, as the recipe does.
-
-    ConfigError: one of them does not exist, or a folder holds no image.
-    """
+    ConfigError: one of them does not exist, or a folder holds no image."""
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]
     if settings.model_scores:
         scores = StoredScores(Path(settings.model_scores))

@@ -76,11 +76,7 @@ class ScanJob:
 
 def scan(job: ScanJob) -> int:
     """Write a job's chunks; return how many there were to write.
-
-    Raises:
-        ConfigError: the part cannot be read at all.
-        MissingDependencyError: a filter needs an optional package.
-    """
+    ConfigError: the part cannot be read at all. MissingDependencyError: a filter needs an optional package."""
     if is_read(job.chunks, job.number, job.lane, job.lanes):
         return 0
     skipped: dict[str, Counter[str]] = {}

@@ -51,9 +51,7 @@ _MEASURES: Final = {
 
 def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
     """Return the shard sets at or directly below some folders, each once, by name: by path where two share a name.
-
-    ConfigError: a folder without any.
-    """
+    ConfigError: a folder without any."""
     found: dict[Path, Path] = {}
     for folder in folders:
         candidates = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []

@@ -30,9 +30,7 @@ RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, An
 def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a folder, made if missing, so that two builds never write into it at once; a killed build's lock
     is gone with it. Shared, for one of many tasks of one build: others may be at work, a whole build may not.
-
-    ConfigError: another process builds there. CclmError: the folder cannot be made.
-    """
+    ConfigError: another process builds there. CclmError: the folder cannot be made."""
     make_folder(folder)
     got, do = "one that is running", "Wait for it, or choose another --out."
     busy = ConfigError(expected="no other build in this folder", got=got, do=do, where=str(folder))

@@ -106,11 +106,7 @@ class UnfitError(Exception):
 
 
 def to_scalar(node: Node, hint: Any, notes: Sequence[Any], *, expands: bool) -> Any:
-    """Return a value of the type `hint`, which is annotated with `notes`.
-
-    Raises:
-        UnfitError: it is another value.
-    """
+    """Return a value of the type `hint`, which is annotated with `notes`. UnfitError: it is another value."""
     if hint is Path or (isinstance(hint, type) and issubclass(hint, str) and not issubclass(hint, enum.Enum)):
         text = "" if node.value is None and TEXT_OR_NOTHING in notes else _text(node)
         if LANGUAGE in notes and not isinstance(node.value, str) and not node.is_argument:
@@ -201,10 +197,7 @@ def _path(text: str, *, expands: bool, is_local: bool) -> str:
 
 def expanded(path: str) -> str:
     """Put in the values of `$VARIABLE`, `${VARIABLE}` and a leading `~` or `~user`; `$$` is a dollar sign.
-
-    Raises:
-        UnfitError: a variable that is not set, or a user that is not there.
-    """
+    UnfitError: a variable that is not set, or a user that is not there."""
     try:
         text = string.Template(path).substitute(os.environ)
     except KeyError as error:

@@ -81,10 +81,7 @@ def override_value(text: str, problems: list[Problem]) -> Node:
 
 def plain_value(text: str, where: str) -> Any:
     """Return the value of an argument without knowing what is expected: a number, a list, a text, …; `where`: of whom.
-
-    Raises:
-        ConfigError: it is no YAML, or has a key twice.
-    """
+    ConfigError: it is no YAML, or has a key twice."""
     problems: list[Problem] = []
     try:
         found = parse_yaml(text, COMMAND_LINE, problems)

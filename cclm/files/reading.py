@@ -28,10 +28,8 @@ Kind = TypeVar("Kind")
 def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str) -> Kind:
     """Read a YAML, JSON or TOML file into a dataclass of options, or a type such as `Mapping[str, tuple[str, ...]]`.
 
-    `expected` and `do`: what it should be, and what to do about it, for the error's sentence.
-
-    Raises:
-        ConfigError: with every mistake, each with its line and key.
+    `expected` and `do`: what it should be, and what to do about it, for the error's sentence. ConfigError: with every
+    mistake, each with its line and key.
     """
     converter = Converter()
     node = read_document(path, converter.problems)
@@ -43,11 +41,7 @@ def read_typed(kind: type[Kind], path: Path, *, expected: str, do: str) -> Kind:
 
 
 def typed_values(kind: type[Kind], values: Any, *, where: str, expected: str, do: str) -> Kind:
-    """Make typed values of plain ones, as `read_typed` makes them of a file.
-
-    Raises:
-        ConfigError: with every mistake.
-    """
+    """Make typed values of plain ones, as `read_typed` makes them of a file. ConfigError: with every mistake."""
     converter = Converter()
     made: Kind = converter.convert(node_of(values, where), kind)
     raise_problems(converter.problems, where, expected, do)
@@ -56,10 +50,7 @@ def typed_values(kind: type[Kind], values: Any, *, where: str, expected: str, do
 
 def read_yaml(path: Path, *, expected: str, do: str) -> Any:
     """Read a YAML, JSON or TOML file of any form; mappings, lists and plain values come back.
-
-    Raises:
-        ConfigError: it is missing, a folder, may not be read, is not UTF-8 or broken, or has a key twice.
-    """
+    ConfigError: it is missing, a folder, may not be read, is not UTF-8 or broken, or has a key twice."""
     problems: list[Problem] = []
     node = read_document(path, problems)
     raise_problems(problems, str(path), expected, do)
@@ -69,11 +60,8 @@ def read_yaml(path: Path, *, expected: str, do: str) -> Any:
 
 def read_json(path: Path, default: Any, kind: type = dict) -> Any:
     """Return the contents of a JSON file that a program wrote, or `default` if there is none.
-
-    Raises:
-        ConfigError: it is a folder, may not be read, is not UTF-8 or not JSON, or holds something else than a `kind`
-            (where `default` is a list: than a list).
-    """
+    ConfigError: it is a folder, may not be read, is not UTF-8 or not JSON, or holds something else than a `kind` (where
+    `default` is a list: than a list)."""
     if not path.exists():
         return default
     kind = list if isinstance(default, list) else kind

@@ -71,10 +71,7 @@ class ScoreSummary:
 
 def finish_scores(folder: Path, view: View, parts: Iterable[Path]) -> ScoreSummary:
     """Write what builds read, out of all parts. It holds all scores in memory, some 50 bytes each.
-
-    Raises:
-        DataError: nothing has a score (reason no_scores).
-    """
+    DataError: nothing has a score (reason no_scores)."""
     table = pa.concat_tables([SCORE_SCHEMA.empty_table(), *(parquet.read_table(path) for path in parts)])
     without = Counter(table["error"].drop_null().to_pylist())
     table = table.filter(table["score"].is_valid())
@@ -107,11 +104,7 @@ def finish_scores(folder: Path, view: View, parts: Iterable[Path]) -> ScoreSumma
 
 
 class StoredScores:
-    """The finished scores of a folder.
-
-    Raises:
-        ConfigError: there are none, or they are not finished.
-    """
+    """The finished scores of a folder. ConfigError: there are none, or they are not finished."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -87,10 +87,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
 
     No suffixes: every file whose name does not begin with "." or "_" (as in "_SUCCESS"). Suffixes in capitals count, a
     compression's is looked through. Linked folders are followed, each folder once. A name is as short as it can be
-    while it differs from the others: the same wherever the corpus lies. Sorted by path.
-
-    Raises:
-        ConfigError: a path holds no such file.
+    while it differs from the others: the same wherever the corpus lies. Sorted by path. ConfigError: a path holds no
+    such file.
     """
     found: set[Path] = set()
     for path in path_list(paths):

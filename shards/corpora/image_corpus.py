@@ -147,10 +147,7 @@ ImageRows = Iterator[ImageRow | LazyRecord | Skipped]
 
 def make_record(row: ImageRow) -> ImageTextRecord:
     """Read the image and check everything.
-
-    Raises:
-        DataError: reasons captions_empty, image_missing, image_empty, image_format, image_truncated, image_broken.
-    """
+    DataError: reasons captions_empty, image_missing, image_empty, image_format, image_truncated, image_broken."""
     of_image = _without_blanks(row.captions)
     if not of_image:
         refuse("captions_empty", "a caption that is not blank", shown(row.captions), row.where)

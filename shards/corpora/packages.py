@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -135,20 +135,10 @@ def npm_command() -> list[str]:
     return [str(root / "bin" / "node"), str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def fetch_packages(
-    folder: Path, packages: Sequence[Package] = DEMO_PACKAGES, on_package: Callable[[Package, bool], None] | None = None
-) -> None:
-    """Fetch all packages, one after the other; what was fetched is kept, whatever ends it.
-
-    Args:
-        folder: the cache; is made if missing.
-        packages: which ones.
-        on_package: called with (package, whether it was fetched now) as each one is there.
-
-    Raises:
-        DataError: reasons fetch_failed (offline, or npm, pip or apt failed), hash_wrong.
-        KeyboardInterrupt: it was stopped, and so is npm.
-    """
+def fetch_packages(folder: Path, packages: Iterable[Package] = DEMO_PACKAGES) -> Iterator[tuple[Package, bool]]:
+    """Fetch packages into a folder, which is made if missing; yield each, and whether it was fetched now.
+    DataError: reasons fetch_failed (offline, or npm, pip or apt failed), hash_wrong; what was fetched is kept.
+    KeyboardInterrupt: it was stopped, and so is npm."""
     make_folder(folder)
     for package in packages:
         path = folder / package.file_name
@@ -159,8 +149,7 @@ def fetch_packages(
                 archive = _pack(package, Path(scratch))
                 sync(archive)
                 publish(archive, path)
-        if on_package is not None:
-            on_package(package, not is_there)
+        yield package, not is_there
 
 
 def _pack(package: Package, scratch: Path) -> Path:

@@ -63,9 +63,7 @@ def tar_samples(path: Path) -> Iterator[TarSample]:
     """Yield the samples of a tar, reading headers only; one that the tar's end cuts comes without what is cut.
 
     Members that belong to no sample are passed: folders, links, hidden files, names without a suffix, `__name__`.
-
-    Raises:
-        DataError: the tar breaks off, is no tar, or goes on behind its end; after what was sound.
+    DataError: the tar breaks off, is no tar, or goes on behind its end; after what was sound.
     """
     fault: DataError | None = None
     sample = TarSample("", {}, "")

