@@ -130,14 +130,10 @@ def build_sets(
     is too slow. At last comes a build without a share, which finds the others' shards and writes the manifests.
 
     Args:
-        plans: what to build.
-        out: parent of the sets' folders.
         reads: read the corpora; otherwise all tasks must have done it.
         share: do only this share of reading, or, without `reads`, of writing; then no manifest is written.
         workers: processes; the result is the same for any number.
         command: goes into the manifests.
-        executor: a key of EXECUTORS.
-        report: opens the progress bars.
 
     Raises:
         ConfigError: a folder holds another build, or one is running there, or a task has not finished reading.

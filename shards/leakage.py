@@ -61,16 +61,9 @@ def leakage(
 ) -> dict[str, Any]:  # fmt: skip
     """Return counts by test file, and what they were counted in, as JSON has it.
 
-    Args:
-        task, folder: whose annotation files lie where.
-        images: folders with its images; none: only sentences are compared.
-        sets: shard sets, or their addresses.
-        distance: bits of 64 in which the perceptual hashes of images may differ that look the same.
-        advance: told how many samples were looked at.
-
-    Raises:
-        ConfigError: no such task, or no test file in the folder.
-        DataError: a file or a set that cannot be read.
+    The task's annotation files lie in `folder`, its images in `images` (none: only sentences are compared), whose
+    perceptual hashes may differ in `distance` bits of 64. `advance` is told how many samples were looked at.
+    ConfigError: no such task, or no test file in the folder. DataError: a file or a set that cannot be read.
     """
     files = [_read(file, images) for file in _test_files(task, folder)]
     for where in sets:

@@ -162,12 +162,9 @@ def _keyed(
 def grouped(
     items: Iterable[tuple[str, Entry]], in_memory: int = ITEMS_IN_MEMORY, depth: int = 0
 ) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield each key once, with its items in their order. The order of keys depends on the items alone.
+    """Yield each key once, with its (picklable) items in their order; the order of keys depends on the items alone.
 
-    Args:
-        items: (key, item); items must be picklable.
-        in_memory: how many items are held at once.
-        depth: how often these items were spread already.
+    So many items are held `in_memory` at once; `depth` is how often these were spread already.
     """
     source = iter(items)
     begun = list(itertools.islice(source, in_memory))

@@ -21,13 +21,9 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class WorkProgress:
-    """Counts work that is done; a context manager.
+    """Counts work that is done, in units with a name in the plural; a context manager.
 
-    Args:
-        label: what is being done.
-        total: how much there is; None: not known, so there is throughput but no ETA.
-        unit: of what, in the plural.
-        console: where to; a console that is no terminal gets a line every ten seconds.
+    Without a total there is throughput but no ETA; a console that is no terminal gets a line every ten seconds.
     """
 
     def __init__(self, label: str, total: int | None, unit: str, console: Console) -> None:

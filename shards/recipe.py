@@ -194,14 +194,10 @@ class Recipe:
 
 
 def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
-    """Read and check a recipe.
+    """Read a recipe file, `sets: {NAME: {view: …, corpus: …, options: {…}, …}}`.
 
-    Args:
-        path: a file with `sets: {NAME: {view: …, corpus: …, options: {…}, …}}`.
-        packages: given to corpora that have an option `packages` of which the recipe says nothing.
-
-    Raises:
-        ConfigError: naming everything that is wrong with it.
+    `packages` is given to corpora that have an option `packages` of which the recipe says nothing. ConfigError: naming
+    everything that is wrong with it.
     """
     converter = Converter()
     root = read_document(Path(path), converter.problems)

@@ -67,13 +67,7 @@ def find_sets(folders: Sequence[Path]) -> dict[str, Path]:
 
 def statistics(folders: Sequence[Path], samples: int = 0) -> dict[str, Any]:
     """Return the totals of every set below some folders, by set name, with the counts of refused records and of rows
-    in languages that were not wanted.
-
-    Args:
-        folders: sets, or folders of sets.
-        samples: of so many samples of each set, evenly spread, lengths and sizes are measured (`measures`, see
-            `measure_set`); 0: of none.
-    """
+    in languages that were not wanted; of `samples` of each set, lengths and sizes (`measures`, see `measure_set`)."""
     result: dict[str, Any] = {}
     for name, path in find_sets(folders).items():
         manifest = Manifest.load(path)

@@ -45,8 +45,7 @@ from cclm.rows.guard import guarded, mistaken, refuse
 from cclm.rows.lines import aligned_lines, plain_suffix
 from cclm.rows.tables import json_items, read_rows
 from cclm.types import Region
-from shards.corpora.cells import ENGLISH, LanguageTag
-from shards.corpora.files import files_by_language, named_files, note_read
+from shards.corpora.files import ENGLISH, LanguageTag, files_by_language, named_files, note_read
 from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, Translations, unmatched
 from shards.parts import Keyed, Part, each, joined
 

@@ -23,8 +23,7 @@ from cclm.rows.lines import plain_suffix
 from cclm.rows.tables import TABLE_SUFFIXES, Row, read_rows
 from cclm.shardfile.codec import check_image, format_of
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import NO_LANGUAGE, LanguageTag
-from shards.corpora.files import named_files, one_part, path_list
+from shards.corpora.files import NO_LANGUAGE, LanguageTag, named_files, one_part, path_list
 from shards.parts import Keyed, LazyRecord, Part, Skipped, each, joined, refused
 
 LoadImage = Callable[[], bytes]
@@ -75,14 +74,8 @@ def fit_regions(
 ) -> list[Region]:
     """Turn boxes upright, scale them to the stored image, clip them to it; return those that have an area left.
 
-    Boxes are pixels of the file before its EXIF orientation turns it, unless the annotated size is that of the image
-    after turning.
-
-    Args:
-        regions: boxes in pixels of the annotated image.
-        size: width and height of the stored image, upright.
-        annotated_size: of the annotated one; None: the same image.
-        orientation: of the stored image.
+    Boxes are pixels of the annotated file (None: the stored one) before its EXIF orientation turns it, unless the
+    annotated size is that of the image after turning; `size` is that of the stored image, upright.
     """
     width, height = size
     frame = (height, width) if orientation in SWAPS_SIDES else size

@@ -19,8 +19,8 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,18 +28,73 @@ import pyarrow as pa
 
 from cclm.annotations.images import key_of
 from cclm.errors import DataError
-from cclm.rows.cells import box, captions, gathered, identifier, identifiers, language, listed, mapping, optional, text
+from cclm.rows.cells import (
+    Captions,
+    box,
+    captions,
+    gathered,
+    identifier,
+    identifiers,
+    language,
+    listed,
+    mapping,
+    optional,
+    text,
+    texts,
+)
 from cclm.rows.guard import data_errors, mistaken, refuse, shown
 from cclm.rows.lines import COMPRESSIONS, plain_suffix
 from cclm.rows.tables import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
 from cclm.types import Region
-from shards.corpora.cells import CaptionColumns
-from shards.corpora.files import HIDDEN, named_files, note_left_out, note_read, path_list
+from shards.corpora.files import (
+    HIDDEN,
+    NO_LANGUAGE,
+    LanguageTag,
+    by_tag,
+    named_files,
+    note_left_out,
+    note_read,
+    path_list,
+)
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, load_first
 from shards.parts import Part, each, joined
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionColumns:
+    """One of three ways: a column by language; a text and a language column; a column with a map by language."""
+
+    by_language: Mapping[str, str] = field(default_factory=dict)
+    """Language -> column, for example {en: caption, de: caption_de}; a cell is a text or a list of texts."""
+    text: str = ""
+    """Column of a text (with `language` or `language_column`), or of a map from language to text."""
+    language: LanguageTag = NO_LANGUAGE
+    """Language of `text`."""
+    language_column: str = ""
+    """Column of the language of `text`."""
+
+    @cached_property
+    def _columns_by_tag(self) -> dict[str, str]:
+        return by_tag(self.by_language, "captions.by_language")
+
+    def columns(self) -> list[str]:
+        """Return the columns to read (ConfigError: none is named, or a language is none)."""
+        names = [*self._columns_by_tag.values(), self.text, self.language_column]
+        if not any(names[:-1]):
+            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
+            mistaken("columns of captions", "none", do)
+        return names
+
+    def captions_of(self, row: Mapping[str, Any]) -> Captions:
+        """Return a row's captions, without languages that have none (DataError: a cell holds something else)."""
+        cells = ((tag, row.get(column)) for tag, column in self._columns_by_tag.items())
+        found = gathered((tag, texts(cell)) for tag, cell in cells if cell is not None)
+        if self.text:
+            found |= captions(row.get(self.text), self.language or row.get(self.language_column))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

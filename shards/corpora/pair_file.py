@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,8 +41,17 @@ from cclm.rows.guard import data_errors, guarded, mistaken, refuse, shown
 from cclm.rows.lines import aligned_lines, members_of, plain_stem, plain_suffix, unpacked
 from cclm.rows.tables import TABLE_SUFFIXES, Row, read_rows
 from cclm.types import TextPair
-from shards.corpora.cells import NO_LANGUAGE, LanguageTag, by_tag, pair_in
-from shards.corpora.files import is_hidden, named_files, note_left_out, note_read, one_part, part_of_each
+from shards.corpora.files import (
+    NO_LANGUAGE,
+    LanguageTag,
+    by_tag,
+    is_hidden,
+    named_files,
+    note_left_out,
+    note_read,
+    one_part,
+    part_of_each,
+)
 from shards.parts import Keyed, LazyRecord, Part, Skipped, each, file_stamp, joined, leave_out, refused
 
 Pairs = Iterator[LazyRecord | Skipped]
@@ -49,6 +59,8 @@ Pairs = Iterator[LazyRecord | Skipped]
 Make = Callable[[str, str, Any], Iterable[LazyRecord | Skipped]]
 """(source, place, entry) -> its records."""
 _SCORED: Final = ("score", "text_a", "text_b")
+_ONE: Final = r"(?:[a-z]{2,3}|[a-z]{5,8})(?:[-_](?:[A-Z]{2}|[A-Z][a-z]{3})|[_@][A-Za-z]+)?"
+_PAIRS: Final = tuple(re.compile(rf"(?:.*-)?({one})-({one})") for one in (_ONE, "[A-Za-z]{2,3}"))
 
 
 def lazy_pair(
@@ -56,13 +68,8 @@ def lazy_pair(
 ) -> LazyRecord:
     """Return the record of one pair; a blank text raises a refusal (reason text_empty).
 
-    Args:
-        a: language and text of the sentence that groups: all its translations are one sample, so that none of them is
-            ever taken for another one's negative.
-        b: language and text of its translation.
-        source: the corpus.
-        score: the corpus's own score of the pair.
-        group: the group's name; empty: a hash of `a`.
+    `a`: language and text of the sentence that groups: all its translations are one sample, so that none is ever
+    taken for another one's negative. `b`: those of its translation. `group`: the group's name; empty: a hash of `a`.
     """
     (lang_a, text_a), (lang_b, text_b) = a, b
     if not text_a.strip() or not text_b.strip():
@@ -273,6 +280,19 @@ class MosesPairs:
         source = self.source or name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         lines = guarded(name, aligned_lines([a, b]))
         return each(lines, lambda _, both: [lazy_pair((a[0], both[0]), (b[0], both[1]), source)], source)
+
+
+def pair_in(name: str) -> tuple[str, str] | None:
+    """Return the two languages, as written, that a file's name holds: the last pair of known ones.
+
+    "WikiMatrix.de-en.tsv.gz" -> ("de", "en"), "bible-uedin.en-zh_TW" -> ("en", "zh_TW"), "giga-fren-en-fr" -> (en, fr)
+    """
+    for segment in reversed(name.split(".")):
+        for pattern in _PAIRS:
+            found = pattern.fullmatch(segment)
+            if found and language_tag(found[1]) and language_tag(found[2]):
+                return found[1], found[2]
+    return None
 
 
 def _side_of(path: Path) -> tuple[str, str] | None:

@@ -35,8 +35,7 @@ from cclm.languages import language_tag, same_language
 from cclm.rows.cells import language, text
 from cclm.rows.guard import data_errors, guarded, mistaken, optional_library, refuse, shown
 from cclm.rows.lines import LINE_BYTES, members_of, open_plain
-from shards.corpora.cells import ENGLISH, NO_LANGUAGE, LanguageTag
-from shards.corpora.files import is_hidden
+from shards.corpora.files import ENGLISH, NO_LANGUAGE, LanguageTag, is_hidden
 from shards.corpora.packages import GNOME_DOCS
 from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.parts import LazyRecord, Part, Skipped, each, leave_out

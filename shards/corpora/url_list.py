@@ -39,8 +39,7 @@ from cclm.rows.cells import Captions, captions, gathered, identifiers, language,
 from cclm.rows.guard import guarded, mistaken, refuse, shown
 from cclm.rows.lines import aligned_lines, lines_in, plain_stem, plain_suffix
 from cclm.rows.tables import TABLE_SUFFIXES, Row, json_values, read_rows
-from shards.corpora.cells import ENGLISH, LanguageTag
-from shards.corpora.files import named_files, note_left_out, note_read, part_of_each
+from shards.corpora.files import ENGLISH, LanguageTag, named_files, note_left_out, note_read, part_of_each
 from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, load_span
 from shards.corpora.image_tables import ColumnImages
 from shards.corpora.webdataset import found_tables, image_of, table_rows

@@ -60,12 +60,8 @@ def download(
 ) -> Counter[str]:
     """Fetch what is not there yet; return how many entries of the list have which status.
 
-    Args:
-        corpus: the list.
-        options: limits of time and rate, robots policy.
-        again: also try again what failed for good: 404, opt-outs, robots.txt, broken images.
-        shard_rows: entries in a tar; a folder keeps the number it began with.
-        on_shard: called with the statuses so far when a tar is finished.
+    `again`: also try again what failed for good (404, opt-outs, robots.txt, broken images). A folder keeps the entries
+    a tar (`shard_rows`) that it began with. `on_shard` is called with the statuses so far when a tar is finished.
 
     Raises:
         ConfigError: the folder holds another list's images, or another download is running there.

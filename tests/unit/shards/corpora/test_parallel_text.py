@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.cells import pair_in
+from shards.corpora.pair_file import pair_in
 from shards.corpora.table import corpus_of
 from shards.parts import UnwantedError
 from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of, rows_skipped
