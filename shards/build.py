@@ -23,7 +23,7 @@ from rich.console import Console
 
 from cclm.errors import DataError
 from cclm.files.atomic import file_sha256, publish, replace_bytes, sync, temporary_path
-from cclm.files.hints import nearest
+from cclm.files.typed import nearest
 from cclm.rows.guard import mistaken
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json

@@ -14,11 +14,9 @@ from typing import Annotated, Any, Literal
 
 from cclm.files.atomic import file_sha256
 from cclm.files.document import read_document
-from cclm.files.hints import nearest, options_of
 from cclm.files.node import Node, plain
-from cclm.files.overrides import with_override
-from cclm.files.reading import raise_problems
-from cclm.files.typed import Converter
+from cclm.files.reading import raise_problems, with_override
+from cclm.files.typed import Converter, nearest, options_of
 from cclm.rows.guard import mistaken
 from cclm.shardfile.schema import KEY_PATTERN
 from cclm.shardfile.scores import SCORE_FILES, StoredScores

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from cclm.files.hints import PATH
 from cclm.files.text import did_you_mean
-from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds
+from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds, PathText
 
 COMMAND_LINE = "command line"
+PATH = get_args(PathText)[1]
+"""What texts are annotated with that are paths."""
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 PLAIN_WORDS: dict[str, bool | None] = {
     **{spelled: True for word in _TRUE for spelled in (word, word.title(), word.upper())},
