@@ -158,8 +158,6 @@ def build_sets(
 
 
 class _SetBuild:
-    """One set on its way from parts to a manifest."""
-
     def __init__(self, plan: SetPlan, folder: Path, run: RunJobs, report: Report) -> None:
         self._plan, self._folder, self._run, self._report = plan, folder, run, report
         self._state = folder / _STATE_FOLDER
@@ -261,7 +259,6 @@ class _SetBuild:
         sync(self._folder)
 
     def _write_quarantine(self) -> None:
-        """Write the lines of every shard's range."""
         temporary = temporary_path(self._quarantine)
         with temporary.open("wb") as file:
             for job in self._jobs:

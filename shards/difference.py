@@ -73,7 +73,6 @@ def _hashes(shards: ShardSet) -> tuple[Any, Any]:
 
 
 def _examples(shards: ShardSet, hashes: Any) -> list[str]:
-    """Return the keys of the first of some hashes, in the order of the set."""
     wanted = np.sort(hashes)
     found: list[str] = []
     for shard, samples in enumerate(shards.samples_per_shard):

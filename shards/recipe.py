@@ -210,7 +210,6 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
 
 
 def _entries(root: Node) -> Mapping[str, Mapping[str, Node]]:
-    """The keys of every set, as far as they are there."""
     sets = _inside(_inside(root).get("sets"))
     return {name: _inside(entry) for name, entry in sets.items()}
 
@@ -220,7 +219,6 @@ def _inside(node: Node | None) -> dict[str, Node]:
 
 
 def _with_packages(root: Node, packages: Path | None) -> Node:
-    """Tell corpora of packages where these lie."""
     for name, entry in _entries(root).items() if packages is not None else ():
         corpus = entry["corpus"].value if "corpus" in entry else None
         kind = CORPORA[corpus][1] if isinstance(corpus, str) and corpus in CORPORA else None

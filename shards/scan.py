@@ -110,7 +110,6 @@ def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRe
 
 
 def _end_path(folder: Path, part: int) -> Path:
-    """Where the number of a part's chunks stands once it was read to its end."""
     return folder / f"{part:06d}.end"
 
 
@@ -140,8 +139,6 @@ def is_read(folder: Path, part: int, lane: int = 0, lanes: int = 1) -> bool:
 
 
 class _Chunk:
-    """One chunk on its way to the disk."""
-
     def __init__(self, job: ScanJob, name: ChunkName) -> None:
         self._recipe, self._seed, self._name = job.recipe, job.seed, name
         self._is_image = job.recipe.view is View.IMAGE_TEXT

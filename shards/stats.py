@@ -209,7 +209,6 @@ def print_statistics(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str, names: Sequence[str], numbers: Iterable[str]) -> Table:
-    """Return an empty table with columns of names and, to their right, of numbers."""
     table = Table(title=Text(title))
     for column in names:
         table.add_column(Text(column))

@@ -129,8 +129,6 @@ class RayWorkers(Workers):
 
 
 class _RayPool:
-    """Ray as far as it is an executor."""
-
     def __init__(self, ray: Any) -> None:
         self._ray, self._call = ray, ray.remote(max_retries=3)(_call)
 

@@ -97,8 +97,6 @@ def parse_yaml(text: str, place: str, problems: list[Problem]) -> Node:
 
 
 class _Composer:
-    """Events → nodes."""
-
     def __init__(self, yaml: Any, events: Iterator[Any], place: str, problems: list[Problem]) -> None:
         self._yaml, self._events, self._place, self._problems = yaml, events, place, problems
         self._anchors: dict[str | None, tuple[Node, int] | None] = {}

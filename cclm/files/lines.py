@@ -146,7 +146,6 @@ class StepLines:
             os.truncate(self.path, keep)
 
     def _walk(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each complete line, and the byte offset of its end."""
         if not self.path.exists():
             return
         end = 0

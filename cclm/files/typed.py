@@ -227,7 +227,6 @@ class Converter:
         return plain(node)
 
     def _mapping(self, given: Mapping[str, Node], kind: Any, key: str) -> Any:
-        """A dataclass, or a mapping with free keys."""
         named, free = inside_of(kind, self.kinds)
         made: dict[Any, Any] = {}
         for name, child in given.items():

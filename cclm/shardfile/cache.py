@@ -201,7 +201,6 @@ class FileCache:
                 continue  # `get` will meet it again and tell it
 
     def _make_room(self, wanted: Wanted) -> None:
-        """Remove the files used longest ago until the wanted one fits."""
         limit = self.config.size_bytes
         if wanted.size_bytes > limit:
             raise FetchError(

@@ -55,8 +55,6 @@ _ANNOTATION_FILES: Final = (".json", ".txt")
 
 @dataclass(frozen=True, kw_only=True)
 class _Captioned(NamedImages):
-    """One part, with one record per image, all of its languages together."""
-
     captions: Mapping[str, Path | Sequence[Path]]
     """Language -> files (also compressed), folders or patterns."""
 
@@ -348,8 +346,6 @@ class VisualGenome(NamedImages):
 
 
 class _Box(NamedTuple):
-    """A region or object."""
-
     image: str
     """Id of its image."""
     is_described: bool

@@ -221,7 +221,6 @@ class _ParquetColumn:
 
 @lru_cache(maxsize=2)
 def _column(path: Path, column: str) -> Callable[[int], Any]:
-    """Return what reads a column's cell by its row, from 0."""
     if path.suffix.lower() == ".arrow":
         return partial(_arrow_cell, arrow_table(path).column(column))
     return _ParquetColumn(path, column).cell
@@ -269,7 +268,6 @@ class ImageFolder(ImageCorpus):
         return joined(lines, partial(self._merged, source), source)
 
     def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:
-        """Yield the image of all of its lines."""
         fields: dict[str, Any] = {"image": image, "captions": gathered((tag, texts) for _, tag, texts, _ in lines)}
         for *_, more in lines:
             fields |= more

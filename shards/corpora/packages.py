@@ -153,7 +153,6 @@ def fetch_packages(folder: Path, packages: Iterable[Package] = DEMO_PACKAGES) ->
 
 
 def _pack(package: Package, scratch: Path) -> Path:
-    """Return the archive that is fetched, with the right hash."""
     where = f"{package.name}@{package.version}"
     try:
         done = subprocess.run(
@@ -188,7 +187,6 @@ def _pack(package: Package, scratch: Path) -> Path:
 
 
 def _command(package: Package) -> list[str]:
-    """What fetches the archive into the folder in which it runs."""
     if package.index == "npm":
         where = f"{package.name}@{package.version}"
         return [*npm_command(), "pack", where, "--pack-destination", ".", "--loglevel", "error"]

@@ -118,8 +118,6 @@ async def in_thread(function: Callable[[], Result]) -> Result:
 
 
 class _Resolver(AbstractResolver):  # type: ignore[misc]  # aiohttp is seen untyped
-    """Looks up host names in daemon threads."""
-
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
@@ -212,7 +210,6 @@ class Fetcher:
         return Fetched(status="robots_denied", message=f"Crawl-delay {delay_s:g} s") if too_long else None
 
     async def _ask(self, url: URL) -> Fetched | URL:
-        """Return what a URL gives, or where it leads."""
         for tries_left in reversed(range(self._options.retries + 1)):
             try:
                 async with self._running, self._session.get(url, allow_redirects=False) as response:

@@ -169,7 +169,6 @@ def _facts_of(fetched: Fetched) -> dict[str, Any]:
 
 
 def _write(tar: Path, table: Path, entries: Sequence[dict[str, Any]], images: dict[int, Fetched]) -> None:
-    """Write the tar with the old images and the new ones, then the table."""
     spans = tar_spans(tar)[0] if tar.exists() else {}
     with temporary_path(tar).open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
