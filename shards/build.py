@@ -34,7 +34,7 @@ from shards.corpora.table import corpus_of
 from shards.decide import GROUP_MIXED, KEY_TWICE, Bucket, decide
 from shards.filters import read_benchmarks, read_scores
 from shards.parts import Part
-from shards.progress import Followed, WorkProgress, follow_chunks
+from shards.progress import Followed, WorkProgress
 from shards.recipe import SetRecipe, content_hash
 from shards.scan import WHOLE, Share, chunks_of, is_read, scan, scan_jobs, skipped_rows
 from shards.workers import EXECUTORS, RunJobs, only_builder
@@ -174,10 +174,8 @@ class _SetBuild:
         else:
             return False
         if digest != self._plan.digest:
-            expected, got = (
-                "an empty folder, or the same build to go on with",
-                "a build of another recipe or of a corpus that has changed",
-            )
+            expected = "an empty folder, or the same build to go on with"
+            got = "a build of another recipe or of a corpus that has changed"
             mistaken(expected, got, "Remove the folder, or choose another --out.", self._folder)
         if manifest_path.exists() and self._state.exists():
             shutil.rmtree(self._state)  # killed between the manifest and the end
@@ -197,7 +195,7 @@ class _SetBuild:
         jobs = list(scan_jobs(plan.parts, self._chunks, plan.seed, plan.recipe, share, workers))
         with (
             self._report(f"{plan.name}: reading", None, "records") as progress,
-            follow_chunks(self._chunks, progress) as followed,
+            Followed(self._chunks, progress) as followed,
         ):
             for _ in self._run(scan, jobs):
                 self._check_bad_share(followed.look(), at_end=False)

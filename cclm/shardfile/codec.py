@@ -204,12 +204,6 @@ def check_group(pairs: Sequence[TextPair], where: str = "") -> None:
             _refuse("text_encoding", "texts of whole Unicode characters", f"half a character ({error.reason})", where)
 
 
-def table_of_pairs(pairs: Sequence[TextPair]) -> Any:
-    """Return the pyarrow Table (PAIR_SCHEMA) of some pairs."""
-    columns = [pa.array([getattr(pair, field.name) for pair in pairs], type=field.type) for field in schema.PAIR_SCHEMA]
-    return pa.Table.from_arrays(columns, schema=schema.PAIR_SCHEMA)
-
-
 def encode_block(table: Any) -> bytes:
     """Return a table of pairs (the columns of PAIR_SCHEMA) as one Arrow IPC file: one record batch, zstd."""
     sink = pa.BufferOutputStream()

@@ -134,21 +134,6 @@ class _Resolver(AbstractResolver):  # type: ignore[misc]  # aiohttp is seen unty
         """Nothing is held."""
 
 
-def open_session(options: DownloadOptions) -> aiohttp.ClientSession:
-    """Return a session with the limits of time of the options; how many requests there are at once is not its matter.
-
-    `timeout_s` limits each wait, `deadline_s` a whole answer, so a host that sends a byte a second is left, too.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver()),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": options.user_agent},
-        timeout=aiohttp.ClientTimeout(
-            total=options.deadline_s, sock_connect=options.timeout_s, sock_read=options.timeout_s
-        ),
-    )
-
-
 class Fetcher:
     """Keeps connections, and what hosts said about robots. An asynchronous context manager, of one event loop."""
 
@@ -159,7 +144,14 @@ class Fetcher:
         self._running = asyncio.Semaphore(options.threads)
 
     async def __aenter__(self) -> Fetcher:
-        self._session = open_session(self._options)
+        # `timeout_s` limits each wait, `deadline_s` a whole answer: a host that sends a byte a second is left, too.
+        wait_s = self._options.timeout_s
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._options.user_agent},
+            timeout=aiohttp.ClientTimeout(total=self._options.deadline_s, sock_connect=wait_s, sock_read=wait_s),
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -16,11 +16,12 @@ import pytest
 
 from cclm.errors import DataError
 from cclm.shardfile import reader, writer
-from cclm.shardfile.codec import encode_block, table_of_pairs
+from cclm.shardfile.codec import encode_block
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import TextPair, View
+from tests.shard_writers import table_of_pairs
 from tests.unit.shardfile.tiny_sets import group, image_record, write_image_set, write_text_set
 
 REPOSITORY = Path(__file__).parents[3]

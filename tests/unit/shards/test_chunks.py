@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -108,7 +109,8 @@ def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path: Path) -> No
     assert not is_read(tmp_path, 0) and chunks_of(tmp_path, 0) is None
     assert (scan(first), chunks_of(tmp_path, 0), is_read(tmp_path, 0)) == (2, 3, False)
     seen: list[tuple[int, bool]] = []
-    followed = Followed(tmp_path, lambda records, before: seen.append((records, before)))
+    progress: Any = SimpleNamespace(advance=lambda records, *, done_before: seen.append((records, done_before)))
+    followed = Followed(tmp_path, progress)
     assert (scan(second), is_read(tmp_path, 0)) == (1, True)
     assert (followed.look()["units"], seen) == (36, [(5, True), (2, True), (5, False)])
     assert (scan(first), scan(second)) == (0, 0)
