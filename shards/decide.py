@@ -33,6 +33,7 @@ from shards.chunks import (
     IMAGE_CHUNK_SCHEMA,
     LAST_ORDER,
     RECORD,
+    ROW_ORDER,
     TEXT_CHUNK_SCHEMA,
     ChunkName,
     chunk_facts,
@@ -40,7 +41,6 @@ from shards.chunks import (
     list_chunks,
     mapped,
     order_of,
-    sort_rows,
     write_sorted,
 )
 from shards.recipe import SamplingSettings, SetRecipe
@@ -104,7 +104,7 @@ class Bucket:
         """Return the rows of every chunk in this range of orders, sorted; no columns: all."""
         schema = IMAGE_CHUNK_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_CHUNK_SCHEMA
         paths = [name.path(self.chunks) for name in list_chunks(self.chunks)]
-        return sort_rows(gather(paths, self.first, self.last, columns or schema.names, schema))
+        return gather(paths, self.first, self.last, columns or schema.names, schema).sort_by(ROW_ORDER)
 
     def judged(self, rows: Any) -> tuple[Any, dict[int, Drop]]:
         """Return which of some rows of this range (with key, position, kind, label) stand in the set, an array of bool,

@@ -17,6 +17,7 @@ from cclm.types import View
 from shards.__main__ import read_share
 from shards.chunks import (
     LAST_ORDER,
+    ROW_ORDER,
     TEXT_CHUNK_SCHEMA,
     ChunkName,
     ChunkWriter,
@@ -25,7 +26,6 @@ from shards.chunks import (
     list_chunks,
     order_of,
     position_of,
-    sort_rows,
 )
 from shards.progress import Followed
 from shards.recipe import SetRecipe
@@ -67,7 +67,7 @@ def test_a_range_of_many_chunks_against_a_sorted_list(
     assert names == [ChunkName(part=0, chunk=chunk) for chunk in range(len(chunks))]
     first, last = sorted((data.draw(st.integers(0, LAST_ORDER)), data.draw(st.integers(0, LAST_ORDER))))
     columns = ["order", "key", "position"]
-    table = sort_rows(gather([name.path(folder) for name in names], first, last, columns, TEXT_CHUNK_SCHEMA))
+    table = gather([name.path(folder) for name in names], first, last, columns, TEXT_CHUNK_SCHEMA).sort_by(ROW_ORDER)
     expected = sorted(row for rows in chunks for row in rows if first <= row[0] <= last)
     assert list(zip(*(table[column].to_pylist() for column in columns), strict=True)) == expected
     for name, rows in zip(names, chunks, strict=True):
