@@ -21,10 +21,9 @@ from typing import Any, Final, NoReturn
 
 from rich.console import Console
 
-from cclm.errors import DataError
 from cclm.files.atomic import file_sha256, publish, replace_bytes, sync, temporary_path
 from cclm.files.typed import nearest
-from cclm.rows.guard import mistaken
+from cclm.rows.guard import mistaken, refuse
 from cclm.shardfile import schema
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
@@ -288,13 +287,10 @@ class _SetBuild:
         with self._quarantine.open("rb") as file:
             first = f"; the first: {json.loads(line)['message']}" if (line := file.readline()) else ""
         most = f"{self._plan.recipe.max_bad_fraction:.2%}"
-        raise DataError(
-            reason="too_many_bad",
-            expected=f"at most {most} of {units:,} records broken, and one that is kept",
-            got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read(),
-            do=f"Read {self._quarantine}, mend the corpus, or raise max_bad_fraction in the recipe.",
-            where=self._plan.name,
-        )
+        expected = f"at most {most} of {units:,} records broken, and one that is kept"
+        got = f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read()
+        do = f"Read {self._quarantine}, mend the corpus, or raise max_bad_fraction in the recipe."
+        refuse("too_many_bad", expected, got, self._plan.name, do)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

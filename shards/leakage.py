@@ -23,9 +23,10 @@ from cclm.annotations.layouts import FoundFile, find_files
 from cclm.annotations.retrieval import ALL_SPLITS, list_of_split, rows_of_split
 from cclm.annotations.rows import AnyRow, CaptionRow, QuestionRow, images_of
 from cclm.annotations.tasks import TASKS
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.files.atomic import file_sha256
 from cclm.files.text import did_you_mean
+from cclm.rows.guard import mistaken
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import manifest_bytes, open_set
 from cclm.types import View
@@ -82,11 +83,11 @@ def leakage(
 def _test_files(task: str, folder: Path) -> list[FoundFile]:
     if task not in TASKS:
         do = f"Choose one of {', '.join(TASKS)}."
-        raise ConfigError(expected="a task", got=task + did_you_mean(task, TASKS), do=do)
+        mistaken("a task", task + did_you_mean(task, TASKS), do)
     files = [one for one in find_files(TASKS[task], folder) if _is_measured_on(one)]
     if not files:
         do = f"`python -m finetune data check {task} {folder}` says what it looks for."
-        raise ConfigError(where=str(folder), expected=f"files that {task} is measured on", got="none", do=do)
+        mistaken(f"files that {task} is measured on", "none", do, folder)
     return files
 
 

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn, TypeVar
 
-from cclm.errors import ConfigError, DataError
-from cclm.rows.guard import MEND, data_error
+from cclm.errors import DataError
+from cclm.rows.guard import MEND, data_error, mistaken
 from cclm.types import ImageTextRecord, TextPair
 
 Entry = TypeVar("Entry")
@@ -100,8 +100,7 @@ def file_stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError as error:
-        got, do = str(error.strerror), "Correct the path."
-        raise ConfigError(expected="a readable file", got=got, do=do, where=str(path)) from error
+        mistaken("a readable file", str(error.strerror), "Correct the path.", path)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from cclm.errors import ConfigError, DataError
 from cclm.files.atomic import make_folder
 from cclm.files.lock import locked_folder
-from cclm.rows.guard import optional_library
+from cclm.rows.guard import bad, optional_library
 from cclm.run.signals import die_with_parent
 
 Job = TypeVar("Job")
@@ -145,12 +145,8 @@ def _call(function: Callable[[Job], Result], job: Job) -> Result:
 
 
 def _worker_died(how: str) -> DataError:
-    return DataError(
-        reason="worker_died",
-        expected="worker processes that live",
-        got=f"one that was killed ({how})",
-        do="Run the same command again: what is finished is kept. Fewer --workers need less memory.",
-    )
+    do = "Run the same command again: what is finished is kept. Fewer --workers need less memory."
+    return bad("worker_died", "worker processes that live", f"one that was killed ({how})", do=do)
 
 
 EXECUTORS: Final[dict[str, type[Workers]]] = {"processes": Workers, "ray": RayWorkers}

