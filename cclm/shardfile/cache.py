@@ -28,9 +28,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from cclm.errors import Cause, CclmError, MissingDependencyError
+from cclm.errors import Cause, CclmError, ConfigError, MissingDependencyError
 from cclm.files.atomic import file_sha256
-from cclm.rows.guard import mistaken
 from cclm.run.causes import DISK_FULL_ERRNOS, cause_of
 from cclm.shardfile.options import CacheConfig
 
@@ -152,8 +151,12 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
         except OSError as error:
-            do = f"Set data.cache.folder or ${FOLDER_VARIABLE} to a folder on a disk of the node."
-            mistaken("a cache folder that can be written", error.strerror or repr(error), do, self.folder)
+            raise ConfigError(
+                where=str(self.folder),
+                expected="a cache folder that can be written",
+                got=error.strerror or repr(error),
+                do=f"Set data.cache.folder or ${FOLDER_VARIABLE} to a folder on a disk of the node.",
+            ) from error
         self._queue: SimpleQueue[Wanted] | None = None
         self._pid = 0
 
