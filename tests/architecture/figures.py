@@ -43,14 +43,14 @@ BUDGETS = {
     "cclm/retrieve": 1775,
     "cclm/rows": 950,
     "cclm/run": 2900,
-    "cclm/shardfile": 1870,
+    "cclm/shardfile": 1860,
     "cclm/track": 600,
     "cclm/train": 5110,
     "cclm/views": 2970,
     "finetune": 1950,
     "launch": 5450,
     "pretrain": 380,
-    "shards": 7240,
+    "shards": 7200,
 }
 """Most lines of each folder. The best program is the one that needs less: raising a number needs a reason in
 docs/log.md."""
