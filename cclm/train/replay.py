@@ -23,12 +23,11 @@ from cclm.config import RunConfig
 from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives
 from cclm.errors import CheckpointError, ConfigError
-from cclm.files.command_line import Parser, open_output, say
+from cclm.files.command_line import Parser, say
 from cclm.files.lines import StepLines
 from cclm.recipe.read import read_run_config
 from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints, read_marker
-from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
 from cclm.run.progress import LOG_NAME
 from cclm.run.rollbacks import Rollback, read_rollbacks
@@ -145,18 +144,14 @@ def replay(parts: Parts, history: History, step: int) -> Outcome:
 
 def main(words: Sequence[str], command: str, table: Table = VIEWS) -> int:
     """Replay a step of a run; return the exit code: 0 if all is equal to what was written, and to itself."""
-    open_output()
     parser = Parser(prog=f"{command} replay", description=(__doc__ or "").partition("\n\n")[0].partition(": ")[2])
     parser.add_argument("run_folder", metavar="run", type=Path, help="a run folder; it is only read")
     parser.add_argument("--step", type=int, required=True, help="the step, counted from 0 as in log.jsonl")
     parser.add_argument("--twice", action="store_true", help="compute it twice, and compare these, too")
     options = parser.parse(words)
-    try:
-        adopt_place(os.environ)
-        with tempfile.TemporaryDirectory() as place:
-            return _replay(options.run_folder, options.step, 1 + options.twice, table, place)
-    except Exception as error:  # noqa: BLE001 - every end has a sentence and a code
-        return end_with(error)
+    adopt_place(os.environ)
+    with tempfile.TemporaryDirectory() as place:
+        return _replay(options.run_folder, options.step, 1 + options.twice, table, place)
 
 
 def _replay(folder: Path, step: int, times: int, table: Table, place: str) -> int:
