@@ -362,8 +362,8 @@ def named_files(views: Views) -> Iterator[tuple[str, str]]:
 def named_teachers(views: Views) -> Iterator[tuple[str, TeacherConfig]]:
     """Yield every teacher of every view, with the key of its path."""
     for name, view in views.items():
-        if view.taught_by is not None:
-            yield f"views.{name}.teacher.path", view.taught_by
+        if view.teacher is not None:
+            yield f"views.{name}.teacher.path", view.teacher
 
 
 def validation_errors_for(config: RunConfig, world_size: int) -> list[str]:

@@ -128,6 +128,8 @@ class Taught(TensorRecord):
 class ViewBatch(TensorRecord):
     """One rank's share of one view in a step: what every view has. The rest is the view's own (`cclm/views`)."""
 
+    text: Tokens
+    """Texts that are encoded and projected, beside the masked ones."""
     row_R: Int[Tensor, " r"]
     """Number of each row in the view's global batch."""
     matching_row_F: Int[Tensor, " f"]
@@ -149,8 +151,8 @@ class ViewBatch(TensorRecord):
 
     @property
     def texts(self) -> tuple[Tokens, ...]:
-        """Texts that are encoded and projected, beside the masked ones."""
-        raise NotImplementedError
+        """All such texts."""
+        return (self.text,)
 
     @property
     def images(self) -> Tensor | None:

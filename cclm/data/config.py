@@ -49,6 +49,10 @@ class ViewConfig:
         if self.negative_group == 0:
             object.__setattr__(self, "negative_group", self.batch_size)
 
+    teacher: ClassVar[TeacherConfig | None] = None
+    """Whose features the view's own are pulled to; None: nobody's."""
+    length_buckets: ClassVar[int] = 1
+    """Parts of similar text length in which a window is read; more than 1 needs `Source.lengths`."""
     record_view: ClassVar[View | None]
     """What the shard sets must hold; None: the sources are annotation files."""
     trains: ClassVar[frozenset[str]] = frozenset()
@@ -93,11 +97,6 @@ class ViewConfig:
         return self.max_tokens
 
     @property
-    def taught_by(self) -> TeacherConfig | None:
-        """Whose features the view's own are pulled to; None: nobody's."""
-        return None
-
-    @property
     def takes_turns_with(self) -> tuple[str, float] | None:
         """Schedule "alternate": a view that steps hold in place of this one, and this one's share; None: every step."""
         return None
@@ -131,7 +130,7 @@ class ViewConfig:
 
     def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
         """Yield in what these settings and the network do not fit; sizes of a named source are not known yet."""
-        if self.taught_by is not None and not model.pretraining_heads:
+        if self.teacher is not None and not model.pretraining_heads:
             yield "teacher: it teaches features, which model.pretraining_heads: true has"
         if model.text.source is not None:
             return

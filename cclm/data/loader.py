@@ -62,13 +62,10 @@ class StepDataset:
 
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
-        with self._lock:
-            return self._batch(step)
-
-    def _batch(self, step: int) -> Batch:
         bad: list[BadSample] = []
-        first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
-        seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
+        with self._lock:
+            first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
+            seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
         return replace(first, rest=tuple(rest), bad_samples=tuple(bad), samples_seen=seen)
 
     def _part(self, step: int, part: int, bad: list[BadSample]) -> Batch:

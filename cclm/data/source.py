@@ -254,21 +254,10 @@ class NoSamples(SampleSource[Settings, Any]):
     def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int) -> None:
         super().__init__(name, config, tokenizer, seed, pad_multiple, [], self)
 
-    def address(self, step: int, slot: int) -> Address:
-        """Fail: there is none."""
+    def _nothing(self, *arguments: Any, **named: Any) -> Any:
         raise AssertionError("nothing is trained")
 
-    def replacement(self, address: Address, attempt: int) -> Address | None:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
-
-    def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
-
-    def make(self, address: Address, fusion: bool) -> Any:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
+    address = replacement = batch = make = _nothing
 
 
 class Source(SampleSource[Settings, Sample]):
@@ -277,7 +266,6 @@ class Source(SampleSource[Settings, Sample]):
     Args:
         name, config, tokenizer, seed, pad_multiple: as in `SampleSource`.
         cache: where remote shards are kept; None: the default.
-        length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
 
     Raises:
         ConfigError: a set of another view, an empty one, language weights that no source has.
@@ -298,7 +286,6 @@ class Source(SampleSource[Settings, Sample]):
         seed: int,
         cache: CacheConfig | None = None,
         pad_multiple: int = 1,
-        length_buckets: int = 1,
     ) -> None:
         cache, sources = cache or CacheConfig(), config.ordered_sources
         sets = [open_set(source.path, cache) for source in sources.values()]
@@ -319,13 +306,13 @@ class Source(SampleSource[Settings, Sample]):
             config.window,
             config.samples_per_step,
             config.mix,
-            length_buckets,
+            config.length_buckets,
             self.lengths,
         )
         super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self.teacher: Teacher | None = None
-        if config.taught_by is not None:
-            self.teacher = Teacher(config.taught_by, cache, [shard_set.manifest for shard_set in sets])
+        if config.teacher is not None:
+            self.teacher = Teacher(config.teacher, cache, [shard_set.manifest for shard_set in sets])
         self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one
         self._languages: LanguageMix | None = None

@@ -163,13 +163,6 @@ def share_file(
     return ShareFile(layout=layout, values=[*values.values(), *buffers.values()], metadata=metadata)
 
 
-def write_share(
-    path: Path, facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
-) -> None:
-    """Write one rank's file, durably (`ShareFile.write`)."""
-    share_file(facts, fragments, buffers).write(path)
-
-
 def write_tensors(
     path: Path, layout: Sequence[Planned], values: Iterable[Iterable[Tensor]], metadata: Mapping[str, str]
 ) -> None:

@@ -31,10 +31,10 @@ from cclm.run.stop import note_left, note_stopped
 from cclm.run.watch import START, Watch
 from cclm.track.sections import OTHER
 from cclm.train.asked import is_anybody_asked, own_reason, request_before
-from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
+from cclm.train.shared_evaluation import Evaluation, EvaluationStopped
 from cclm.train.updates import Limits, update
 
 LONGEST_COPY_S = 900.0

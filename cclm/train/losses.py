@@ -16,7 +16,6 @@ from cclm.model.packing import concatenate_padded
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
-from cclm.objectives.tokens import masked_lm
 from cclm.ops.contrastive import ContrastiveLoss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy
 from cclm.track.sections import NO_CLOCK, SectionClock
@@ -108,7 +107,7 @@ class StepLosses:
         """Pull features to those of the views' teachers: means over the rows that these know, in the global batch."""
         num_shares, shared = self.sharing.collectives.world_size * self.sharing.num_parts, self.shared
         for name, view in self.views.items():
-            teacher = self.sharing.configs[name].taught_by
+            teacher = self.sharing.configs[name].teacher
             if teacher is None:
                 continue
             told = None if self.sharing.is_alone else shared
@@ -237,10 +236,9 @@ class StepLosses:
         found = self.model.decode_with(
             hidden_TD,
             partial(
-                masked_lm,
+                self.cross_entropy,
                 label_T=torch.cat([view.masked.label_T for view in views.values()]),
                 factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
-                cross_entropy=self.cross_entropy,
             ),
         )
         self._terms.append(found.total)

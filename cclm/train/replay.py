@@ -35,9 +35,9 @@ from cclm.train.build import Parts, build_parts, joined
 from cclm.train.deterministic import deterministic
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
+from cclm.train.recorder import WindowMeans
 from cclm.train.rollback import LeftOut
 from cclm.train.updates import Limits, update
-from cclm.train.window import WindowMeans
 from cclm.views.table import VIEWS, Table
 
 Values = Mapping[str, float | None]

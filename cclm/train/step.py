@@ -148,7 +148,7 @@ class CrossViewTraining(nn.Module):
             parts = {name: replace(part, masked=None) for name, part in parts.items()}
         for name, part in parts.items():
             known |= told(name, views[name], part, temperature)
-            known |= told_of_teacher(name, views[name], part.taught, self.views[name].config.taught_by)
+            known |= told_of_teacher(name, views[name], part.taught, self.views[name].config.teacher)
         return views, parts, temperature, known
 
     def _encode(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedView]:

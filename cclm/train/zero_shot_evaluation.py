@@ -28,11 +28,10 @@ from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.retrieval import recall
 from cclm.hub.open import longest_text, transform_of
 from cclm.train.mapped_rows import RowFiles
-from cclm.train.measurement import Evaluation
 from cclm.train.retrieval_evaluation import FEATURES
 from cclm.train.retrieval_sets import Captions, RetrievalSet, sharded_set
 from cclm.train.retriever import Encoded, Retriever
-from cclm.train.shared_evaluation import SharedEvaluation
+from cclm.train.shared_evaluation import Evaluation, SharedEvaluation
 
 Numbers = dict[str, float]
 """In percent, by what they count."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,6 @@ from cclm.data.source import NoSamples, SampleSource
 from cclm.data.tokens import TextTokenizer
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.views.rows import FusionRows, States
 
 
@@ -107,6 +106,10 @@ class RowLoss:
     """In the total; None: only written down, as an accuracy is."""
 
 
+HeadLosses: TypeAlias = Callable[[CCLMModel, Tensor, Tensor], Mapping[str, RowLoss]]
+"""(model, fused states, their mask) → losses by name; runs the head once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocatedRows:
     """Rows for a head of the view's own."""
@@ -114,8 +117,7 @@ class LocatedRows:
     rows: FusionRows
     counted_F: Float[Tensor, " f"]
     """1 or 0: whether a row counts in the means."""
-    losses: Callable[[CCLMModel, Tensor, Tensor], Mapping[str, RowLoss]]
-    """(model, fused states, their mask) → losses by name; runs the head once."""
+    losses: HeadLosses
     is_pooled: bool = False
     """Whether they look at fused states by `pool_states` only; then those that it does not read are not computed."""
 
@@ -124,11 +126,11 @@ class LocatedRows:
 class Contribution:
     """What a view gives to a step. Names of losses stand without the view's name."""
 
-    contrasts: Sequence[Contrast]
+    contrasts: Sequence[Contrast] = ()
     """Means over the global batch, always."""
-    pairing: Pairing | None
+    pairing: Pairing | None = None
     """None: no matching (TLM)."""
-    masked: FusionRows | None
+    masked: FusionRows | None = None
     """The batch's masked texts with their true memories; None: nothing is masked."""
     located: LocatedRows | None = None
     """None: the view has no head of its own."""
@@ -146,19 +148,18 @@ class View(ABC, Generic[ConfigType, BatchType]):
     `name`: in the configuration, the log, the ledger and the counters.
     """
 
+    source: ClassVar[type[Any]]
+    """The `SampleSource` of its data."""
+
     def __init__(self, name: str, config: ConfigType) -> None:
         self.name, self.config = name, config
 
-    @abstractmethod
-    def open(
-        self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int
-    ) -> SampleSource[ConfigType, Any]:
-        """Open the view's data.
-
-        Raises:
-            ConfigError: they do not fit the settings.
-            DataError: one of them is no shard set.
-        """
+    def open(self, tokenizer: TextTokenizer, seed: int, data: DataConfig) -> SampleSource[ConfigType, Any]:
+        """Open the view's data (ConfigError: they do not fit the settings; DataError: one of them is no shard set)."""
+        source: SampleSource[ConfigType, Any] = self.source(
+            self.name, self.config, tokenizer, seed, data.cache, data.pad_multiple
+        )
+        return source
 
     def image_states(self, model: CCLMModel, batch: BatchType, whole_BND: Tensor) -> States:
         """Return what stands for each row, from the states of the batch's images: here the images themselves."""
@@ -185,7 +186,7 @@ def open_dataset(
     sources: dict[str, SampleSource[Any, Any]] = {}
     for name, view in views.items():
         if view.config.sources or view.config.record_view is None:
-            sources[name] = view.open(tokenizer, seed, config.cache, config.pad_multiple)
+            sources[name] = view.open(tokenizer, seed, config)
         else:
             sources[name] = NoSamples(name, view.config, tokenizer, seed, config.pad_multiple)
     return StepDataset(sources, {name: view.config for name, view in views.items()}, config, seed, rank, world_size)

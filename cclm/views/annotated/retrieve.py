@@ -18,9 +18,7 @@ from cclm.data.batch import BadSample
 from cclm.data.collate import fusion_draws, int64, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import RetrieveConfig
 from cclm.views.annotated.rows import text_of
 from cclm.views.annotated.source import AnnotatedSource, RowSample
@@ -65,9 +63,7 @@ class RetrieveSource(AnnotatedSource[RetrieveConfig, ImageBatch]):
 class RetrieveView(View[RetrieveConfig, ImageBatch]):
     """Images with captions of annotation files."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> RetrieveSource:
-        """Open the view's annotation files."""
-        return RetrieveSource(self.name, self.config, tokenizer, seed, pad_multiple)
+    source = RetrieveSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: ImageBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions, and match them."""

@@ -26,6 +26,7 @@ from cclm.data.source import SampleSource
 from cclm.data.stream import Address
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
+from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import AnnotatedConfig
 from cclm.views.annotated.rows import Images, Row, RowSet, text_of
 from cclm.views.captions import names_a_side
@@ -97,7 +98,15 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
-    def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Settings,
+        tokenizer: TextTokenizer,
+        seed: int,
+        cache: CacheConfig | None = None,
+        pad_multiple: int = 1,
+    ) -> None:
         sources = config.ordered_sources
         sets = [RowSet(config.path(source.path), config.format, key) for key, source in sources.items()]
         stream = EpochStream([len(one.rows) for one in sets], seed ^ self.stream_bits, config.batch_size)

@@ -27,7 +27,6 @@ from cclm.data.stream import Address
 from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions
@@ -179,9 +178,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
 class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
     """Images with captions."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> ImageTextSource:
-        """Open the view's shard sets."""
-        return ImageTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+    source = ImageTextSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions; rows for matching and masked-LM.

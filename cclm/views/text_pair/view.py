@@ -19,7 +19,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cclm.data.batch import BadSample, Tokens, ViewBatch
+from cclm.data.batch import BadSample, ViewBatch
 from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
@@ -29,7 +29,6 @@ from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
 from cclm.views.rows import FusionRows, select
@@ -48,8 +47,6 @@ class TextPairBatch(ViewBatch):
     consecutive. Fusion rows use the first pair of a sample; `masked` holds their "text 1", or with TLM both sentences.
     """
 
-    text: Tokens
-    """U distinct texts."""
     first_P: Int[Tensor, " p"]
     """Row in `text` of each pair's side a."""
     second_P: Int[Tensor, " p"]
@@ -62,11 +59,6 @@ class TextPairBatch(ViewBatch):
     """Row in `text` of the other side ("text 2"), which is the query."""
     identity_S: Int[Tensor, " s"]
     """63-bit hash of each sample's group."""
-
-    @property
-    def texts(self) -> tuple[Tokens, ...]:
-        """The distinct texts."""
-        return (self.text,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +225,7 @@ def collate(
 class TextPairView(View[TextPairConfig, TextPairBatch]):
     """Sentences with translations."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> TextPairSource:
-        """Open the view's shard sets."""
-        buckets = self.config.length_buckets
-        return TextPairSource(self.name, self.config, tokenizer, seed, cache, pad_multiple, buckets)
+    source = TextPairSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: TextPairBatch, encoded: EncodedView) -> Contribution:
         """Contrast sentences and translations; rows for matching and masked-LM, or for TLM."""
@@ -247,9 +236,7 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
         weight, sides = objectives.ttc_weight, {"first": first.feature_NE, "second": second.feature_NE}
         contrasts = [Contrast(name="ttc", weight=weight, pairs=[(first, second)], temperature_factor=factor)]
         if self.config.tlm:
-            return Contribution(
-                contrasts=contrasts, pairing=None, masked=FusionRows(query=encoded.masked), taught=sides
-            )
+            return Contribution(contrasts=contrasts, masked=FusionRows(query=encoded.masked), taught=sides)
         memory, query = (
             EncodedRows(states=select(texts.states, row_S), feature_BE=texts.feature_BE[row_S])
             for row_S in (batch.memory_S, batch.query_S)

@@ -163,21 +163,6 @@ def with_pairs(config: RunConfig, **sources: SourceConfig) -> RunConfig:
     return replace(config, views={**config.views, "text_pair": replace(config.views["text_pair"], sources=sources)})
 
 
-def test_inputs_of_an_older_version_stand_under_their_paths(config: RunConfig, tmp_path: Path) -> None:
-    inputs = start(tmp_path / "run", config, {"stage": 3})
-    old = {
-        str(tmp_path / "tokenizer" / "tokenizer.json"): inputs["data.tokenizer"],
-        str(tmp_path / "images" / "manifest.json"): inputs["views.image_text.sources.images.path"],
-        str(tmp_path / "pairs" / "manifest.json"): inputs["views.text_pair.sources.pairs.path"],
-        "DeepSpeed JSON": inputs["deepspeed"],
-    }
-    (tmp_path / "run" / "inputs.json").write_text(json.dumps(old))
-    check_same_run(tmp_path / "run", config, inputs)
-    assert refusal(tmp_path / "run", config, {**inputs, "views.text_pair.sources.pairs.path": "x"}) == [
-        "views.text_pair.sources.pairs.path"
-    ]
-
-
 def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_the_next(
     config: RunConfig, tmp_path: Path
 ) -> None:

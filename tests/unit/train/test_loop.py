@@ -31,7 +31,7 @@ from cclm.track.metrics import read_metrics
 from cclm.train import loop
 from cclm.train.build import open_run
 from cclm.train.loop import Run, train
-from cclm.train.measurement import Evaluation, EvaluationStopped
+from cclm.train.shared_evaluation import Evaluation, EvaluationStopped
 from cclm.train.updates import OnTheWay
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config, run_to_the_end
