@@ -87,7 +87,6 @@ class MaskedTokens(TensorRecord):
     """Texts with some tokens replaced, and what was there."""
 
     tokens: Tokens
-    """The masked copies, M rows."""
     slot_T: Int[Tensor, " t"]
     """Where to predict: flat indices row · l + column into `tokens.ids_BL`."""
     label_T: Int[Tensor, " t"]
@@ -177,7 +176,6 @@ class Batch(TensorRecord):
     part: int = 0
     """Which of the step's micro-batches this is, counted from 0."""
     num_parts: int = 1
-    """How many micro-batches the step has."""
     shared: Mapping[str, Tensor] | None = None
     """What all ranks and micro-batches of the update know of each other (`cclm.train.sharing`); None: not asked yet."""
     bad_samples: tuple[BadSample, ...] = ()

@@ -69,7 +69,6 @@ class StepDataset:
         return replace(first, rest=tuple(rest), bad_samples=tuple(bad), samples_seen=seen)
 
     def _part(self, step: int, part: int, bad: list[BadSample]) -> Batch:
-        """One micro-batch."""
         held = self.schedule.views(step)
         return Batch(
             step=step,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from cclm.data.config import ViewConfig
 from cclm.data.mix_plan import LanguageMix, RequestedLanguage
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
-from cclm.data.teacher import Teacher
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.causes import cause_of, retried
@@ -27,9 +26,14 @@ from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import Place, ShardSet
 from cclm.shardfile.remote import open_set
 
+if TYPE_CHECKING:
+    from cclm.data.teacher import Teacher
+
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
 
+Keys = Mapping[str, Sequence[int]]
+"""Of a sample, by side: what a teacher's features of its rows are found by."""
 Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
 
@@ -79,15 +83,7 @@ class SampleStream(Protocol):
 
 
 class SampleSource(ABC, Generic[Settings, Sample]):
-    """One view's data: where its samples lie, their order, and the policy for broken ones.
-
-    Args:
-        name: of the view.
-        config: the view's settings.
-        tokenizer, seed: of the run.
-        pad_multiple: texts are padded to a multiple of this length.
-        sets, stream: one for each source of the settings; their order.
-    """
+    """One view's data: where its samples lie (a set for each source), their order, and the policy for broken ones."""
 
     stream_bits: ClassVar[int]
     """Flipped in the seed of the view's stream: views must not share their shuffles. No two views have the same."""
@@ -218,7 +214,6 @@ class SampleSource(ABC, Generic[Settings, Sample]):
             ) from error
 
     def _count(self, address: Address, sample: Sample) -> None:
-        """Count a sample that goes into a batch."""
         name, languages = self._names[address.source], tuple(getattr(sample, "languages", ()))
         self._seen[name] += 1
         for language in languages:
@@ -261,11 +256,7 @@ class NoSamples(SampleSource[Settings, Any]):
 
 
 class Source(SampleSource[Settings, Sample]):
-    """The data of a view whose samples lie in shard sets.
-
-    Args:
-        name, config, tokenizer, seed, pad_multiple: as in `SampleSource`.
-        cache: where remote shards are kept; None: the default.
+    """The data of a view whose samples lie in shard sets; remote ones are kept in `cache`.
 
     Raises:
         ConfigError: a set of another view, an empty one, language weights that no source has.
@@ -312,6 +303,8 @@ class Source(SampleSource[Settings, Sample]):
         super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self.teacher: Teacher | None = None
         if config.teacher is not None:
+            from cclm.data.teacher import Teacher
+
             self.teacher = Teacher(config.teacher, cache, [shard_set.manifest for shard_set in sets])
         self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one

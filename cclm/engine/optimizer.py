@@ -114,7 +114,6 @@ def set_learning_rates(optimizer: Any, config: OptimizerConfig, step: int) -> di
 
 
 def _undecayed(module: nn.Module, config: OptimizerConfig) -> set[int]:
-    """Identities of the parameters without weight decay."""
     if config.decay_rule == "published":
         return {
             id(parameter)

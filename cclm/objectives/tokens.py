@@ -10,12 +10,6 @@ from torch.nn import functional
 def answer_log_likelihood(
     logits_BLV: Float[Tensor, "b l v"], ids_BL: Int[Tensor, "b l"], mask_BL: Bool[Tensor, "b l"]
 ) -> Float[Tensor, " b"]:
-    """Sum over an answer's tokens of the log-probability of each after those before it.
-
-    Args:
-        logits_BLV: what a decoder says at each place about the token after it.
-        ids_BL: the answers, from `<s>` to `</s>`; `<s>` is given, not predicted.
-        mask_BL: True where a token is real.
-    """
+    """Sum over an answer's tokens (from `<s>`, which is given) of the log-probability of each after those before it."""
     losses_BT = functional.cross_entropy(logits_BLV[:, :-1].float().mT, ids_BL[:, 1:], reduction="none")
     return -(losses_BT * mask_BL[:, 1:]).sum(1)

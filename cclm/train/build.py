@@ -48,7 +48,6 @@ from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.sections import SectionClock
 from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
-from cclm.train.deterministic import deterministic
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Run
@@ -62,6 +61,8 @@ from cclm.train.zero_shot_evaluation import zero_shot_evaluation
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
 
+WORKSPACE, WORKSPACE_VALUE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""cuBLAS sums in one order only with a workspace of its own for each stream: 8 of 4 MiB."""
 MakeEvaluation: TypeAlias = Callable[[RunConfig, Engine[Batch], StepDataset, int], Evaluation]
 """(configuration, engine, this rank's data, step that training starts with) → what is measured."""
 
@@ -351,3 +352,24 @@ def leave(watch: Watch, folder: Path | None, reason: str) -> None:
     if folder is not None:
         note_left(folder, reason)
     watch.tell(Cause.STOPPED, reason)
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Let torch take deterministic kernels alone inside. Enter it before CUDA is started: cuBLAS looks only then.
+
+    Without it a step on a CPU has the same bits each time anyway.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault(WORKSPACE, WORKSPACE_VALUE)
+    memory: Any = torch.utils.deterministic
+    before, fills = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a pass over all new memory, for readers of garbage
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fills

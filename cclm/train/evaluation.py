@@ -37,8 +37,7 @@ from cclm.run.machine import PACKAGES, describe_environment
 from cclm.train.shared_evaluation import EVALUATIONS_FILE, SharedEvaluation
 from cclm.train.step import CrossViewTraining
 from cclm.views.annotated.options import language_of
-from cclm.views.annotated.source import AnnotatedSource
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line
 
 RESULTS_FILE = "results.jsonl"
 """In the run folder: what was measured on test, and on what (`cclm.evaluate.results`)."""
@@ -101,11 +100,7 @@ class TaskEvaluation(SharedEvaluation):
     finetune: FineTuneConfig
 
     def __post_init__(self) -> None:
-        """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much.
-
-        Raises:
-            ConfigError, DataError: a set that cannot be measured.
-        """
+        """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much."""
         self._epoch_steps = steps_per_epoch(self.config) if self.config.steps else 1
         for part in PARTS:
             for name, where in self.sets(part).items():
@@ -128,14 +123,7 @@ class TaskEvaluation(SharedEvaluation):
     def predict(
         self, name: str, where: str, part: Part, languages: Collection[str] = (), known: Collection[Known] = ()
     ) -> Iterator[Measured]:
-        """Predict a set, language by language; the same on every rank. A collective.
-
-        Args:
-            name, where: the set.
-            part: what to take of a folder that holds both.
-            languages: only these; none: all.
-            known: what may be left out.
-        """
+        """Predict a set, language by language (only `languages`; none: all), but for what is known. A collective."""
 
     def is_whole(self, last: Result) -> bool:
         """Return whether all results of a language are there when this one is; no: then it is measured again."""
@@ -261,7 +249,6 @@ class TaskEvaluation(SharedEvaluation):
         return ON_NOTHING if measured is None else measured.select_on
 
     def _choose(self, name: str, where: str) -> Chosen:
-        """Return the mean of the first metric over the languages of a set."""
         metric, values, alone, pairs = self.measured.metrics[0], list[float](), list[float](), 0
         for found in self.predict(name, where, self.finetune.select_on, self.dev_languages):
             alone.append(value_of(metric, found.lines))

@@ -105,7 +105,7 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     for key, path in named_files(config.views):
         hashes[key] = hashlib.sha256(_read_input(path, Path(path).read_bytes)).hexdigest()
     for key, teacher in named_teachers(config.views):
-        from cclm.data.teacher_index import teacher_files
+        from cclm.data.teacher import teacher_files
 
         hashes[key] = teacher_files(teacher).identity
     rules = {key: value for key, value in (ds_config or {}).items() if key not in FROM_OURS}
@@ -233,7 +233,6 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _earlier_start(folder: Path, table: Table) -> RunConfig | None:
-    """What the folder's run was last started with; None if it does not say."""
     return _read(folder / CONFIG_FILE, partial(read_run_config, folder, table))
 
 

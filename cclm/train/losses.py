@@ -21,8 +21,7 @@ from cclm.ops.linear_cross_entropy import LinearCrossEntropy
 from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
 from cclm.train.teaching import taught_losses
-from cclm.views.rows import FusionRows, States, memories_of, select, stop_gradient
-from cclm.views.view import Contrast, Contribution, Pairing
+from cclm.views.view import Contrast, Contribution, FusionRows, Pairing, States, memories_of, select, stop_gradient
 
 
 @dataclass(kw_only=True)
@@ -121,7 +120,9 @@ class StepLosses:
         """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""
         pairings = {name: part.pairing for name, part in self.parts.items() if part.pairing is not None}
         located = {name: part.located for name, part in self.parts.items() if part.located is not None}
-        negatives = {name: self._negatives(name, pairing) for name, pairing in pairings.items()}
+        hardness = self.objectives.hardness_at(self.batch.step)
+        draw = partial(self.sharing.negatives, shared=self.shared, temperature=self.temperature, hardness=hardness)
+        negatives = {name: draw(name, self.views[name], pairing) for name, pairing in pairings.items()}
         matched = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
         masked = [part.masked for part in self.parts.values() if part.masked is not None]
         others = masked + [part.rows.in_passes(self.model.fusion_encoder.num_memories) for part in located.values()]
@@ -140,10 +141,6 @@ class StepLosses:
             factor = self._factor(head.counted_F.sum(), self.shared[f"{name}/counts"].sum(0)[1])
             for loss_name, loss in head.losses(self.model, fused_FLD, mask_FL).items():
                 self._add(f"{name}/{loss_name}", (loss.loss_F * head.counted_F).sum() * factor, loss.weight)
-
-    def _negatives(self, name: str, pairing: Pairing) -> Negatives:
-        hardness = self.objectives.hardness_at(self.batch.step)
-        return self.sharing.negatives(name, self.views[name], pairing, self.shared, self.temperature, hardness)
 
     def _matching_rows(self, name: str, pairing: Pairing, drawn: Negatives) -> list[FusionRows]:
         """Right pairs, as many with a wrong memory, as many with a wrong query."""

@@ -15,8 +15,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
-from cclm.engine.lora import add_lora
-from cclm.engine.parts import freeze
+from cclm.engine.parts import add_lora, freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.errors import ConfigError

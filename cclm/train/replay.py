@@ -31,8 +31,7 @@ from cclm.run.checkpoints import complete_checkpoints, read_marker
 from cclm.run.launcher import adopt_place
 from cclm.run.progress import LOG_NAME
 from cclm.run.rollbacks import Rollback, read_rollbacks
-from cclm.train.build import Parts, build_parts, joined
-from cclm.train.deterministic import deterministic
+from cclm.train.build import Parts, build_parts, deterministic, joined
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
 from cclm.train.recorder import WindowMeans
@@ -55,11 +54,9 @@ class History:
     rollbacks: Sequence[Rollback]
     """What was left out then."""
     start: int
-    """Its step."""
     world_size: int | None
     """Ranks that wrote it."""
     written: Values | None
-    """None: nothing."""
     source: str
     """The file that says it; "" for nothing."""
 

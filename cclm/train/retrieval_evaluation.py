@@ -29,7 +29,7 @@ from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.results import Result
 from cclm.shardfile.options import is_remote
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
-from cclm.train.mapped_rows import ChosenRows, RowFiles
+from cclm.train.mapped_rows import ChosenRows
 from cclm.train.retrieval_sets import (
     Captions,
     RetrievalSet,
@@ -40,10 +40,8 @@ from cclm.train.retrieval_sets import (
 )
 from cclm.train.retriever import Encoded, Retriever
 from cclm.views.annotated.options import AnnotatedConfig, language_of
-from cclm.views.annotated.view import Line
+from cclm.views.annotated.source import Line
 
-FEATURES = "features"
-"""In the run folder while a set is measured: features that do not stay in memory."""
 OPPOSITE = {"t2i": "i2t", "i2t": "t2i"}
 
 
@@ -132,18 +130,9 @@ class RetrievalEvaluation(TaskEvaluation):
             if (not languages or language in languages)
             and (self.predictions(name, language), texts.data_sha256) not in known
         }
-        if not captions:
-            return
-        files = RowFiles(self._folder / FEATURES, self.engine.collectives)
-        try:
-            images = self._retriever.images(files, found)
-            for language, of_language in captions.items():
-                texts = self._retriever.texts(files, of_language.texts)
-                yield self._language(found, language, of_language, images, texts, began)
-                began = time.monotonic()
-                self.engine.collectives.barrier()  # nobody reads the language's features any more
-        finally:
-            files.clear()
+        for language, of_language, images, texts in self._retriever.by_language(found, captions) if captions else ():
+            yield self._language(found, language, of_language, images, texts, began)
+            began = time.monotonic()
 
     def _open(self, name: str, where: str, part: Part) -> RetrievalSet:
         key = (name, where, part)

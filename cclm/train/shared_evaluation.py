@@ -125,23 +125,18 @@ class SharedEvaluation(Evaluation):
             pin(self._folder, Pins(steps=steps, keep=self.config.checkpoint.keep_best, proven=proven))
 
     def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        """As `turns`, in a list."""
         return list(self.turns(batches, compute))
 
     def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
-        """As `in_turns`, one after another, so that not all must stay in memory. Every rank takes them to the end."""
+        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
+
+        Every rank takes them to the end, or all raise EvaluationStopped: one was asked to stop.
+        """
         return turns(self.engine, batches, partial(self._alive, compute), self._obey)
 
     def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective."""
         ranks, made = self.engine.collectives, list[Made]()
         at_once = ROUNDS_AT_ONCE * ranks.world_size
         for begin in range(0, len(batches), at_once):

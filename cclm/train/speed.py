@@ -50,7 +50,6 @@ class Speedometer:
     _tokens: Counter[str] = field(default_factory=Counter)
     """Real tokens of this rank's clean texts, by view."""
     _texts: Counter[str] = field(default_factory=Counter)
-    """How many texts these are."""
     _steps: Counter[str] = field(default_factory=Counter)
     """With the view."""
 

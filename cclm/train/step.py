@@ -74,11 +74,7 @@ class CrossViewTraining(nn.Module):
         self.frozen_texts: FrozenTexts | None = None
 
     def remember_frozen_texts(self, limit_bytes: int) -> None:
-        """Let texts pass the frozen first layers of the text encoder once, and remember so many bytes of their states.
-
-        Raises:
-            ConfigError: there are no such layers.
-        """
+        """Let texts pass the frozen first layers once; remember so many bytes of their states (see `FrozenTexts`)."""
         width = self.model.config.options().width
         self.frozen_texts = FrozenTexts(self.model.text_encoder, width, self.kernels, limit_bytes)
 

@@ -68,9 +68,7 @@ class StepResult:
     grad_norms: OnTheWay
     """Of each update."""
     applied: Sequence[bool] = (True,)
-    """Whether each update was made."""
     skipped: Sequence[SkippedUpdate] = ()
-    """Those that were not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from cclm.data.batch import PixelScale, ViewBatch
 from cclm.objectives.options import ObjectiveConfig
-from cclm.views.rows import FusionRows
-from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, Pairing
+from cclm.views.view import Contrast, Contribution, EncodedView, FusionRows, LocatedRows, Pairing
 
 BatchType = TypeVar("BatchType", bound="ImageBatch")
 

@@ -117,7 +117,6 @@ def installed_views(taken: Table = OWN) -> dict[str, ViewEntry]:
 
 
 VIEWS: dict[str, ViewEntry] = {**OWN, **installed_views()}
-"""All views."""
 
 
 def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]]:

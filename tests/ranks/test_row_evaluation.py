@@ -16,8 +16,7 @@ from cclm.recipe.epochs import with_epochs
 from cclm.train.row_evaluation import predict_rows
 from cclm.train.shared_evaluation import turns
 from cclm.views.annotated.rows import RowSet
-from cclm.views.annotated.source import AnnotatedSource, batches_of
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, batches_of
 from tests.ranks.harness import on_ranks
 from tests.tiny_finetune import SIZES, alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of

@@ -31,8 +31,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.tokens import answer_log_likelihood
 from cclm.views.annotated.options import AnswerConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, RowSample
 from cclm.views.images import ImageBatch
 from cclm.views.view import Contribution, EncodedView, RowLoss
 

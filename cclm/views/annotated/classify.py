@@ -22,8 +22,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.options import ObjectiveConfig
 from cclm.views.annotated.options import ClassifyConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, RowSample
 from cclm.views.images import ImageBatch
 from cclm.views.view import Contribution, EncodedView, RowLoss
 
@@ -33,7 +32,6 @@ class ClassifyBatch(ImageBatch):
     """R rows; their images stand first image by first image, then second by second."""
 
     label_R: Int[Tensor, " r"]
-    """Their classes."""
 
 
 class ClassifySource(AnnotatedSource[ClassifyConfig, ClassifyBatch]):

@@ -25,8 +25,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.rows.guard import refuse
 from cclm.views.annotated.options import LocateConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, Corners, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Corners, Line, RowSample
 from cclm.views.captions import names_a_side
 from cclm.views.images import ImageBatch
 from cclm.views.regions.samples import clip_to_crop, draw_crop

@@ -22,9 +22,8 @@ from cclm.data.decoding import decode_image
 from cclm.data.image import prepare, training_pixels
 from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
-from cclm.data.source import Source
+from cclm.data.source import Keys, Source
 from cclm.data.stream import Address
-from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.reader import Memory
@@ -59,7 +58,6 @@ class ImageTextSample:
     second_ids: Sequence[int] | None
     """Another caption of it; None unless two are wanted."""
     languages: Sequence[str]
-    """Of its captions."""
     identity: int
     """63-bit hash of what the image shows."""
     ledger: int
@@ -67,7 +65,6 @@ class ImageTextSample:
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
     texts: Sequence[str] = ()
-    """Its captions, as they stand in the record."""
     taught: Keys = field(default_factory=dict)
     """Of what a teacher may have features."""
 

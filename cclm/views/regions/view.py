@@ -29,8 +29,18 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
-from cclm.views.rows import FusionRows, States, select
-from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, RowLoss, Side, View
+from cclm.views.view import (
+    Contrast,
+    Contribution,
+    EncodedView,
+    FusionRows,
+    LocatedRows,
+    RowLoss,
+    Side,
+    States,
+    View,
+    select,
+)
 
 GROUP_PURPOSE = 6
 """Key of what is drawn about a group (`cclm.data.seeding`)."""

@@ -23,17 +23,15 @@ from cclm.data.batch import BadSample, ViewBatch
 from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
-from cclm.data.source import Source
+from cclm.data.source import Keys, Source
 from cclm.data.stream import Address
-from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
-from cclm.views.rows import FusionRows, select
 from cclm.views.text_pair.options import TextPairConfig
-from cclm.views.view import Contrast, Contribution, EncodedRows, EncodedView, Pairing, Side, View
+from cclm.views.view import Contrast, Contribution, EncodedRows, EncodedView, FusionRows, Pairing, Side, View, select
 
 SMALLEST = 5e-324
 """Stands for a draw of exactly 0, which has no logarithm."""
@@ -72,7 +70,6 @@ class TextPairSample:
     swapped: bool
     """Whether the first translation plays the image's role, and the sentence asks."""
     languages: Sequence[str]
-    """Of the sentence and its translations."""
     identity: int
     """63-bit hash of the group."""
     ledger: int
@@ -80,7 +77,6 @@ class TextPairSample:
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
     texts: Sequence[str] = ()
-    """The sentence and its translations, as they stand in the record."""
     taught: Keys = field(default_factory=dict)
     """Of what a teacher may have features."""
 

@@ -13,8 +13,8 @@ import transformers
 from cclm.config import RunConfig
 from cclm.costs.recipe import Counter
 from cclm.data.tokens import load_tokenizer
-from cclm.engine.lora import add_lora
 from cclm.engine.options import LoraOptions
+from cclm.engine.parts import add_lora
 from cclm.errors import ConfigError
 from cclm.files.reading import to_plain
 from cclm.train.network import START_FILE, names_towers, with_named_towers

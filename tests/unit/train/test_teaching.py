@@ -21,7 +21,7 @@ from torch.nn import functional
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.ledger import text_hash
-from cclm.data.teacher_index import open_index
+from cclm.data.teacher import open_index
 from cclm.objectives.teacher import relational_reference
 from cclm.pretrained.source_files import of_network
 from cclm.recipe.read import read_recipe
