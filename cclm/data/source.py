@@ -9,25 +9,26 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cclm.data.batch import BadSample, ViewBatch
+from cclm.data.batch import BadSample, Taught, ViewBatch
 from cclm.data.config import ViewConfig
+from cclm.data.ledger import image_hash
 from cclm.data.mix_plan import LanguageMix, RequestedLanguage
+from cclm.data.options import TeacherConfig
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.causes import cause_of, retried
+from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import Place, ShardSet
 from cclm.shardfile.remote import open_set
-
-if TYPE_CHECKING:
-    from cclm.data.teacher import Teacher
 
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
@@ -255,6 +256,37 @@ class NoSamples(SampleSource[Settings, Any]):
     address = replacement = batch = make = _nothing
 
 
+class Teacher:
+    """The features of a teacher, and which of a view's sets its images are from.
+
+    `manifests`: of the view's sets, in their order. Raises ConfigError: see `open_index`.
+    """
+
+    def __init__(self, config: TeacherConfig, cache: CacheConfig, manifests: Sequence[Manifest]) -> None:
+        from cclm.data.teacher import open_index  # pyarrow
+
+        self._index = open_index(config, cache)
+        self.has_images = self._index.facts.num_images > 0
+        """Whether it knows images at all."""
+        sets = self._index.facts.images
+        self._fingerprints = [next((one.fingerprint for one in sets if one.is_of(set_)), "") for set_ in manifests]
+
+    def image_hash(self, source: int, key: str) -> int:
+        """Return what an image of a source is found by."""
+        return image_hash(self._fingerprints[source], key)
+
+    def rows(self, samples: Sequence[Keys], numbers: range) -> dict[str, Taught]:
+        """Return what is known of each side of some samples, which have these numbers in the global batch."""
+        found = {}
+        for side in samples[0]:
+            key_SK = np.array([sample[side] for sample in samples], dtype=np.int64)
+            row_N = np.arange(numbers.start * key_SK.shape[1], numbers.stop * key_SK.shape[1])
+            feature_NT, is_known_N = self._index.look_up(key_SK.reshape(-1))
+            row_N[~is_known_N] = -1
+            found[side] = Taught(feature_NT=torch.from_numpy(feature_NT), row_N=torch.from_numpy(row_N))
+        return found
+
+
 class Source(SampleSource[Settings, Sample]):
     """The data of a view whose samples lie in shard sets; remote ones are kept in `cache`.
 
@@ -303,8 +335,6 @@ class Source(SampleSource[Settings, Sample]):
         super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self.teacher: Teacher | None = None
         if config.teacher is not None:
-            from cclm.data.teacher import Teacher
-
             self.teacher = Teacher(config.teacher, cache, [shard_set.manifest for shard_set in sets])
         self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one

@@ -21,12 +21,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 from pyarrow import parquet
 
-from cclm.data.batch import Taught
 from cclm.data.ledger import image_hash, text_hash
 from cclm.data.options import TeacherConfig
 from cclm.errors import ConfigError
@@ -146,35 +144,6 @@ def open_index(teacher: TeacherConfig, cache: CacheConfig) -> TeacherIndex:
         raise ConfigError(where=str(folder), expected="a cache that can be written", got=got, do=do) from error
     assert found is not None, "just made"
     return found
-
-
-class Teacher:
-    """The features of a teacher, and which of a view's sets its images are from.
-
-    `manifests`: of the view's sets, in their order. Raises ConfigError: see `open_index`.
-    """
-
-    def __init__(self, config: TeacherConfig, cache: CacheConfig, manifests: Sequence[Manifest]) -> None:
-        self._index = open_index(config, cache)
-        self.has_images = self._index.facts.num_images > 0
-        """Whether it knows images at all."""
-        sets = self._index.facts.images
-        self._fingerprints = [next((one.fingerprint for one in sets if one.is_of(set_)), "") for set_ in manifests]
-
-    def image_hash(self, source: int, key: str) -> int:
-        """Return what an image of a source is found by."""
-        return image_hash(self._fingerprints[source], key)
-
-    def rows(self, samples: Sequence[Mapping[str, Sequence[int]]], numbers: range) -> dict[str, Taught]:
-        """Return what is known of each side of some samples, which have these numbers in the global batch."""
-        found = {}
-        for side in samples[0]:
-            key_SK = np.array([sample[side] for sample in samples], dtype=np.int64)
-            row_N = np.arange(numbers.start * key_SK.shape[1], numbers.stop * key_SK.shape[1])
-            feature_NT, is_known_N = self._index.look_up(key_SK.reshape(-1))
-            row_N[~is_known_N] = -1
-            found[side] = Taught(feature_NT=torch.from_numpy(feature_NT), row_N=torch.from_numpy(row_N))
-        return found
 
 
 def _opened(folder: Path) -> TeacherIndex | None:

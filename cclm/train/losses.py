@@ -228,16 +228,10 @@ class StepLosses:
         for name, view in views.items():
             counted_T = view.counted_F[view.masked.slot_T // view.masked.tokens.ids_BL.shape[1]]
             factors.append(counted_T * self._factor(counted_T.sum(), self.shared[f"{name}/counts"].sum(0)[0]))
-        hidden_TD = self.model.masked_lm_states(fused_TD)
-        factor_T = torch.cat(factors)
-        found = self.model.decode_with(
-            hidden_TD,
-            partial(
-                self.cross_entropy,
-                label_T=torch.cat([view.masked.label_T for view in views.values()]),
-                factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
-            ),
-        )
+        hidden_TD, factor_T = self.model.masked_lm_states(fused_TD), torch.cat(factors)
+        label_T = torch.cat([view.masked.label_T for view in views.values()])
+        weight_T = factor_T * self.objectives.mlm_weight  # inside: what stands behind the loss scales V x D
+        found = self.model.decode_with(hidden_TD, lambda *given: self.cross_entropy(*given, label_T, weight_T))
         self._terms.append(found.total)
         sizes = [factor.shape[0] for factor in factors]
         values = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))

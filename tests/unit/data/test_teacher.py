@@ -16,7 +16,8 @@ from pyarrow import parquet
 from cclm.data import teacher
 from cclm.data.ledger import image_hash, text_hash
 from cclm.data.options import TeacherConfig
-from cclm.data.teacher import Teacher, TeacherIndex, open_index, teacher_files
+from cclm.data.source import Teacher
+from cclm.data.teacher import TeacherIndex, open_index, teacher_files
 from cclm.errors import ConfigError
 from cclm.retrieve.embed_source import Shards
 from cclm.shardfile.manifest import Manifest
