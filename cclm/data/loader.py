@@ -127,10 +127,8 @@ def make_loader(
 
     Workers are forked here, so call it in a thread that lives as long as they are needed: they die with it.
 
-    Args:
-        num_workers: processes that prepare batches ahead; the batches are the same for any number.
-        timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
-        left_out: steps that have no batch.
+    They are the same for any number of workers. A worker that delivers nothing for `timeout_s` ends the iteration with
+    an error. Steps that are `left_out` have no batch.
     """
     sets = [one for source in dataset.sources.values() for one in source.sets]
     shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)

@@ -29,7 +29,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions
-from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.options import ImageTextConfig, ImageViewConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
 
@@ -172,12 +172,12 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
         return record, image
 
 
-class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
+class ImageTextView(View[ImageViewConfig, ImageBatch]):
     """Images with captions."""
 
     source = ImageTextSource
 
-    def contribute(self, objectives: ObjectiveConfig, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: ImageBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions; rows for matching and masked-LM.
 
         With two captions the image-text loss is the mean of both captions', and captions are contrasted with each other
