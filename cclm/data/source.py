@@ -101,18 +101,21 @@ class SampleSource(ABC, Generic[Settings, Sample]):
         config: Settings,
         tokenizer: TextTokenizer,
         seed: int,
-        pad_multiple: int,
-        sets: Sequence[SampleSet],
-        stream: SampleStream,
+        cache: CacheConfig | None = None,
+        pad_multiple: int = 1,
     ) -> None:
         self.name, self.config = name, config
         self.tokenizer, self.seed, self.pad_multiple = tokenizer, seed, pad_multiple
-        self.sets, self.stream = sets, stream
         self.paths = [source.path for source in config.ordered_sources.values()]
-        self.languages = [one.languages for one in sets]
+        self.sets, self.stream = self._open(cache or CacheConfig())
+        self.languages = [one.languages for one in self.sets]
         self._names = [f"{name}/{source}" for source in config.ordered_sources]
         self._seen: Counter[str] = Counter()
         self._shown: list[ShownSample] | None = None
+
+    @abstractmethod
+    def _open(self, cache: CacheConfig) -> tuple[Sequence[SampleSet], SampleStream]:
+        """Return a set for each source, and their order."""
 
     @abstractmethod
     def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
@@ -247,8 +250,8 @@ class NoSamples(SampleSource[Settings, Any]):
     sample_purpose = 0
     end_step: int | None = 0
 
-    def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int) -> None:
-        super().__init__(name, config, tokenizer, seed, pad_multiple, [], self)
+    def _open(self, cache: CacheConfig) -> tuple[Sequence[SampleSet], SampleStream]:
+        return [], self
 
     def _nothing(self, *arguments: Any, **named: Any) -> Any:
         raise AssertionError("nothing is trained")
@@ -301,16 +304,8 @@ class Source(SampleSource[Settings, Sample]):
         "built anew is another run."
     )
 
-    def __init__(
-        self,
-        name: str,
-        config: Settings,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-    ) -> None:
-        cache, sources = cache or CacheConfig(), config.ordered_sources
+    def _open(self, cache: CacheConfig) -> tuple[list[ShardSet], Stream]:
+        config, sources = self.config, self.config.ordered_sources
         sets = [open_set(source.path, cache) for source in sources.values()]
         for shard_set in sets:
             wanted = config.record_view
@@ -318,13 +313,13 @@ class Source(SampleSource[Settings, Sample]):
                 raise ConfigError(
                     expected=f"a shard set of view {wanted.value}",
                     got=f"one of view {shard_set.view.value}",
-                    do=f"Move it to another view's `sources` (views.{name}.sources names it).",
+                    do=f"Move it to another view's `sources` (views.{self.name}.sources names it).",
                     where=str(shard_set.folder),
                 )
         stream = Stream(
             [shard_set.samples_per_shard for shard_set in sets],
             sources,
-            seed ^ self.stream_bits,
+            self.seed ^ self.stream_bits,
             config.num_lanes,
             config.window,
             config.samples_per_step,
@@ -332,7 +327,6 @@ class Source(SampleSource[Settings, Sample]):
             config.length_buckets,
             self.lengths,
         )
-        super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self.teacher: Teacher | None = None
         if config.teacher is not None:
             self.teacher = Teacher(config.teacher, cache, [shard_set.manifest for shard_set in sets])
@@ -340,8 +334,9 @@ class Source(SampleSource[Settings, Sample]):
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
-            languages = dict(zip(sources, self.languages, strict=True))
+            languages = {name: one.languages for name, one in zip(sources, sets, strict=True)}
             self._languages = LanguageMix(config.mix, languages, stream.assignment)
+        return sets, stream
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""

@@ -133,14 +133,8 @@ class TaskEvaluation(SharedEvaluation):
         """Return the task that a test set is the test of."""
         return self.finetune.benchmark or self.measured.task
 
-    @property
-    def dev_languages(self) -> Collection[str]:
-        """The languages of dev sets that choose the best epoch; none: all."""
-        return ()
-
-    @property
-    def test_languages(self) -> Collection[str]:
-        """The languages of test sets that are measured; none: all."""
+    def languages_of(self, part: Part) -> Collection[str]:
+        """Return the languages of dev sets that choose the best epoch, or of test sets that are measured; none: all."""
         return ()
 
     def is_due(self, step: int) -> bool:
@@ -176,7 +170,7 @@ class TaskEvaluation(SharedEvaluation):
         store = ResultStore(self._folder / RESULTS_FILE)
         known = self.engine.collectives.exchange(self._known(store, checkpoint) if self.engine.rank == 0 else set())[0]
         for name, where in sorted(self.sets("test").items()):
-            for found in self.predict(name, where, "test", self.test_languages, known):
+            for found in self.predict(name, where, "test", self.languages_of("test"), known):
                 if self.engine.rank == 0:
                     results = self._results(checkpoint, name, where, found)
                     store.append(results)
@@ -250,14 +244,15 @@ class TaskEvaluation(SharedEvaluation):
 
     def _choose(self, name: str, where: str) -> Chosen:
         metric, values, alone, pairs = self.measured.metrics[0], list[float](), list[float](), 0
-        for found in self.predict(name, where, self.finetune.select_on, self.dev_languages):
+        languages = self.languages_of("dev")
+        for found in self.predict(name, where, self.finetune.select_on, languages):
             alone.append(value_of(metric, found.lines))
             values.append(value_of(metric, as_reranked(found.lines)) if found.reranked else alone[-1])
             pairs += int(found.cost.get("pairs", 0))
             self._say(f"{name} {found.language} after {self._step} updates", alone[-1], found)
         if not values:
             raise ConfigError(
-                where=where, expected=f"a set with texts in {', '.join(self.dev_languages)}", got="none",
+                where=where, expected=f"a set with texts in {', '.join(languages)}", got="none",
                 do="Name another set in finetune.dev_sets.",
             )  # fmt: skip
         mean, mean_alone = (sum(numbers) / len(numbers) for numbers in (values, alone))

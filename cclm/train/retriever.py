@@ -25,7 +25,7 @@ from cclm.evaluate.rerank import PairNumbers
 from cclm.evaluate.retrieval import QUERIES_AT_ONCE, Nearest, Rows, joined, nearest_of_block
 from cclm.train.mapped_rows import RowFiles, stays_in_memory
 from cclm.train.retrieval_sets import Captions, RetrievalSet
-from cclm.train.shared_evaluation import SharedEvaluation
+from cclm.train.shared_evaluation import Made, SharedEvaluation
 from cclm.views.annotated.source import batches_of
 
 FLOAT_BYTES = 4
@@ -76,14 +76,17 @@ class Retriever:
         return self._encoded_rows(files, "texts", texts, self._encode_texts, self.max_tokens)
 
     def by_language(
-        self, found: RetrievalSet, captions: Mapping[str, Captions]
-    ) -> Iterator[tuple[str, Captions, Encoded, Encoded]]:
-        """Yield each language with its captions, all images of the set and these texts. Take them to the end."""
+        self,
+        found: RetrievalSet,
+        captions: Mapping[str, Captions],
+        measure: Callable[[str, Captions, Encoded, Encoded], Made],
+    ) -> Iterator[Made]:
+        """Yield what is measured of each language: its captions, all images of the set, and these texts."""
         files = RowFiles(Path(self.work.config.run_folder) / FEATURES, self._engine.collectives)
         try:
             images = self.images(files, found)
             for language, of_language in captions.items():
-                yield language, of_language, images, self.texts(files, of_language.texts)
+                yield measure(language, of_language, images, self.texts(files, of_language.texts))
                 self._engine.collectives.barrier()  # nobody reads the language's features any more
         finally:
             files.clear()

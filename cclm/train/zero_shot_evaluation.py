@@ -99,10 +99,11 @@ class ZeroShotEvaluation(SharedEvaluation):
 
     def _measure(self, name: str, found: RetrievalSet) -> Numbers:
         captions = {language: found.captions[language] for language in self._languages[name]}
-        by_language = {
-            language: self._language(found, texts, *encoded)
-            for language, texts, *encoded in self._retriever.by_language(found, captions)
-        }
+
+        def measure(language: str, texts: Captions, *encoded: Encoded) -> tuple[str, Numbers]:
+            return language, self._language(found, texts, *encoded)
+
+        by_language = dict(self._retriever.by_language(found, captions, measure))
         groups = {ALL: by_language, **self.settings.groups, **{language: [language] for language in by_language}}
         return {
             f"{group}/{number}": sum(by_language[language][number] for language in members) / len(members)

@@ -258,5 +258,5 @@ def open_dataset(
         if view.config.sources or view.config.record_view is None:
             sources[name] = view.open(tokenizer, seed, config)
         else:
-            sources[name] = NoSamples(name, view.config, tokenizer, seed, config.pad_multiple)
+            sources[name] = NoSamples(name, view.config, tokenizer, seed, pad_multiple=config.pad_multiple)
     return StepDataset(sources, {name: view.config for name, view in views.items()}, config, seed, rank, world_size)

@@ -26,7 +26,6 @@ from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.data.source import SampleSource
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.shardfile.options import CacheConfig
@@ -102,26 +101,18 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: Settings,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-    ) -> None:
-        sources = config.ordered_sources
+    def _open(self, cache: CacheConfig) -> tuple[list[RowSet], EpochStream]:
+        config, sources = self.config, self.config.ordered_sources
         sets = [RowSet(config.path(source.path), config.format, key) for key, source in sources.items()]
-        stream = EpochStream([len(one.rows) for one in sets], seed ^ self.stream_bits, config.batch_size)
+        stream = EpochStream([len(one.rows) for one in sets], self.seed ^ self.stream_bits, config.batch_size)
         if sources and not stream.steps_per_epoch:
             raise ConfigError(
-                where=f"views.{name}.batch_size", expected=f"at most the {stream.total} rows of its sources",
+                where=f"views.{self.name}.batch_size", expected=f"at most the {stream.total} rows of its sources",
                 got=str(config.batch_size), do="Lower it.",
             )  # fmt: skip
-        super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self._rows = [one.rows for one in sets]
         self.images = Images(*config.image_folders)
+        return sets, stream
 
     def batch(self, step: int, rows: range, bad: list[BadSample]) -> BatchType:
         """Build the batch of some rows of a step; broken ones are replaced and added to `bad`."""
