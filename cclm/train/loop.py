@@ -35,7 +35,7 @@ from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
 from cclm.train.shared_evaluation import Evaluation, EvaluationStopped
-from cclm.train.updates import Limits, update
+from cclm.train.updates import update
 
 LONGEST_COPY_S = 900.0
 """That the end of a run waits for copies; what is missing then is copied by the next start."""
@@ -326,11 +326,11 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     batch, on_device = taken
     assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
     health = run.recorder.health
-    limits = Limits(max_loss=health.config.max_loss, max_norm=health.max_norm)
+    limits: Any = {"max_loss": health.config.max_loss, "max_norm": health.max_norm}
     if (order := run.engine.order) is not None:
         order.begin()
     clock = run.recorder.speed.clock
-    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits, clock)
+    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), clock, **limits)
     clock.enter(OTHER)
     if result is None:
         return False

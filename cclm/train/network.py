@@ -28,6 +28,7 @@ from cclm.ops.choice import ModelKernels, Network
 from cclm.pretrained.initialise import source_weights, start_model
 from cclm.pretrained.towers import with_pixel_values, with_towers
 from cclm.track.sections import NO_CLOCK, SectionClock
+from cclm.train.frozen_texts import FrozenTexts
 from cclm.train.step import CrossViewTraining
 from cclm.views.image_text.options import ImageViewConfig
 from cclm.views.view import View
@@ -91,7 +92,8 @@ def build_module(
         seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters
         add_lora(module, config.finetune.lora)
     if config.start.remember_bytes:
-        module.remember_frozen_texts(config.start.remember_bytes)
+        size_bytes = config.start.remember_bytes
+        module.frozen_texts = FrozenTexts(model.text_encoder, config.model.width, kernels.kernels, size_bytes)
     return module
 
 

@@ -36,7 +36,7 @@ from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
 from cclm.train.recorder import WindowMeans
 from cclm.train.rollback import LeftOut
-from cclm.train.updates import Limits, update
+from cclm.train.updates import update
 from cclm.views.table import VIEWS, Table
 
 Values = Mapping[str, float | None]
@@ -105,13 +105,12 @@ def history_of(folder: Path, step: int) -> History:
 
 def replay(parts: Parts, history: History, step: int) -> Outcome:
     """Compute the steps up to `step`. A collective."""
-    config, engine = parts.config, parts.engine
+    config, engine, max_loss = parts.config, parts.engine, parts.config.health.max_loss
     health, window = Health(run_folder=Path(), config=config.health), WindowMeans()
     if history.checkpoint is not None:
         loaded = engine.load(history.checkpoint)
         health.restore(loaded["state"].get("health", {}))
         window.restore(loaded["state"].get("window", {}))
-    limits = Limits(max_loss=config.health.max_loss, max_norm=health.max_norm)
     every = (config.track.every_steps, config.checkpoint.every_steps)
     left_out = LeftOut(history.rollbacks)
     with closing(parts.batches(history.start, left_out)) as batches:
@@ -119,7 +118,7 @@ def replay(parts: Parts, history: History, step: int) -> Outcome:
             result = None
             if number not in left_out:
                 _, batch = next(batches)
-                result = update(engine, batch, config.data.schedule, limits=limits)
+                result = update(engine, batch, config.data.schedule, max_loss=max_loss, max_norm=health.max_norm)
                 assert result is not None, "nobody asks it to stop"
                 norms = result.grad_norms.read()
                 health.add_norms(number, norms)

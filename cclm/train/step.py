@@ -70,13 +70,7 @@ class CrossViewTraining(nn.Module):
         self.teacher_maps = teacher_maps(configs, model.config.projection_width, seed)
         self.pad_id = model.config.options().text.pad_token_id
         self.has_heads, self.has_words = model.text_projection is not None, model.masked_lm_transform is not None
-        self.kernels = kernels
-        self.frozen_texts: FrozenTexts | None = None
-
-    def remember_frozen_texts(self, limit_bytes: int) -> None:
-        """Let texts pass the frozen first layers once; remember so many bytes of their states (see `FrozenTexts`)."""
-        width = self.model.config.options().width
-        self.frozen_texts = FrozenTexts(self.model.text_encoder, width, self.kernels, limit_bytes)
+        self.frozen_texts: FrozenTexts | None = None  # whoever freezes them may set it
 
     def forward(self, batch: Batch) -> Losses:
         """Return the losses of this rank's share of an update (of a micro-batch of it).
