@@ -231,7 +231,10 @@ class StepLosses:
         hidden_TD, factor_T = self.model.masked_lm_states(fused_TD), torch.cat(factors)
         label_T = torch.cat([view.masked.label_T for view in views.values()])
         weight_T = factor_T * self.objectives.mlm_weight  # inside: what stands behind the loss scales V x D
-        found = self.model.decode_with(hidden_TD, lambda *given: self.cross_entropy(*given, label_T, weight_T))
+        found = self.model.decode_with(
+            hidden_TD,
+            lambda rows_TD, words_VD, bias_V: self.cross_entropy(rows_TD, words_VD, bias_V, label_T, weight_T),
+        )
         self._terms.append(found.total)
         sizes = [factor.shape[0] for factor in factors]
         values = (torch.split(values_T * factor_T, sizes) for values_T in (found.loss_T, found.correct_T))

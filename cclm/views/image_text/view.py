@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +176,7 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
 class ImageTextView(View[ImageViewConfig, ImageBatch]):
     """Images with captions."""
 
-    source = ImageTextSource
+    source: ClassVar[type[Any]] = ImageTextSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: ImageBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions; rows for matching and masked-LM.
