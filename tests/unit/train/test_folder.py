@@ -179,13 +179,6 @@ def test_ranks_and_clipping_are_not_compared_twice(config: RunConfig) -> None:
     assert input_hashes(config, of_one) == input_hashes(config, of_two)
 
 
-def test_a_bf16_run_from_before_sums_had_a_type_goes_on_by_saying_bf16(config: RunConfig) -> None:
-    rough, rules = replace(config, precision="bf16"), {"bf16": {"enabled": True}}
-    said = {**rules, "communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}}
-    exact = {**rules, "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
-    assert input_hashes(rough, rules) == input_hashes(rough, said) != input_hashes(rough, exact)
-
-
 @pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])
 def test_half_a_file_is_named(config: RunConfig, tmp_path: Path, name: str) -> None:
     inputs = start(tmp_path / "run", config)
