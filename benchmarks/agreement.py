@@ -21,7 +21,7 @@ from benchmarks.zero3_overhead import make_module
 from cclm.distributed.agreement import Request, agree_on_step
 from cclm.distributed.collectives import collectives
 from cclm.engine.module_order import ModuleOrder
-from cclm.train.pace import Pace
+from cclm.train.speed import Pace
 from tests.ranks.harness import Case, make_deepspeed, on_ranks
 from tests.ranks.toy import joint_batch
 

@@ -30,7 +30,7 @@ from cclm.config import RunConfig
 from cclm.data.config import DataConfig
 from cclm.data.options import ImageTransformConfig, SourceConfig
 from cclm.data.tokens import load_tokenizer
-from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_path, write_share
+from cclm.engine.fragments import WEIGHTS, Fragment, ShareFacts, share_file, share_path
 from cclm.engine.options import OptimizerConfig
 from cclm.files.reading import to_yaml
 from cclm.hub.open import Prepared, with_weights
@@ -122,7 +122,7 @@ def write_run(folder: Path, options: ModelOptions, *, with_reference: bool) -> i
     state = {name: random_weights(tuple(shape), name.removeprefix("model.")) for name, shape in shapes.items()}
     for rank in range(RANKS):
         share = {WEIGHTS: [piece_of(name, value, rank) for name, value in state.items()]}
-        write_share(share_path(checkpoint, rank), ShareFacts(world_size=RANKS), share, {})
+        share_file(ShareFacts(world_size=RANKS), share, {}).write(share_path(checkpoint, rank))
     if with_reference:
         prepared = Prepared(
             config=CCLMConfig.from_options(options),

@@ -24,8 +24,8 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.matching import draw_negatives
 from cclm.ops.contrastive import contrastive_reference
 from cclm.views.image_text.view import ImageTextBatch
-from cclm.views.rows import States, select
 from cclm.views.text_pair.view import TextPairBatch
+from cclm.views.view import States, select
 
 IGNORED = -100
 """Label of a slot that counts for nothing."""

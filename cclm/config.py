@@ -20,6 +20,7 @@ from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.options import KernelConfig
 from cclm.pretrained.options import StartConfig
 from cclm.types import (
+    MOST_EPOCHS,
     Bounds,
     Count,
     Language,
@@ -157,7 +158,7 @@ class FineTuneConfig:
 
     task: str
     """The task, one of `python -m finetune --help`: what is measured, and how it is called in the results."""
-    epochs: Count | None = None
+    epochs: Annotated[int, Bounds(least=0, most=MOST_EPOCHS)] | None = None
     """How often every training row is shown: decides optimizer.total_steps. null: that decides. 0: nothing is trained;
     the model is measured as it comes, and no training data are read."""
     warmup_share: Share | None = None
@@ -361,8 +362,8 @@ def named_files(views: Views) -> Iterator[tuple[str, str]]:
 def named_teachers(views: Views) -> Iterator[tuple[str, TeacherConfig]]:
     """Yield every teacher of every view, with the key of its path."""
     for name, view in views.items():
-        if view.taught_by is not None:
-            yield f"views.{name}.teacher.path", view.taught_by
+        if view.teacher is not None:
+            yield f"views.{name}.teacher.path", view.teacher
 
 
 def validation_errors_for(config: RunConfig, world_size: int) -> list[str]:

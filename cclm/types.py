@@ -53,6 +53,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 """What a network is computed in; master weights and moments are fp32."""
 Count = Annotated[int, Bounds(least=0)]
 Positive = Annotated[int, Bounds(least=1)]
+MOST_STEPS, MOST_ROWS = 10**12, 10**6
+"""Of a run, and of a step: samples are numbered in 64 bits."""
+MOST_EPOCHS = 10**6
+Rows = Annotated[int, Bounds(least=1, most=MOST_ROWS)]
 NotNegative = Annotated[float, Bounds(least=0)]
 Share = Annotated[float, Bounds(least=0, most=1)]
 Protocol = Literal[

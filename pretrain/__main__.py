@@ -6,6 +6,7 @@ python -m pretrain replay RUN --step K      a step again, beside what the run wr
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -25,22 +26,20 @@ PROGRAM = Program(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == [CHECK]:
-        return check(words[1:])
-    if words[:1] == [REPLAY]:
-        from cclm.train import replay
-
-        return replay.main(words[1:], PROGRAM.command)
-    return run_program(words, PROGRAM)
-
-
-def check(words: Sequence[str]) -> int:
-    """Say what would go wrong with a run, and what it needs."""
+    if words[:1] not in ([CHECK], [REPLAY]):
+        return run_program(words, PROGRAM)
     open_output()
     try:
+        if words[0] == REPLAY:
+            from cclm.train import replay
+
+            return replay.main(words[1:], PROGRAM.command)
         from cclm.forecast.check import main as forecast
 
-        forecast(words, f"{PROGRAM.command} {CHECK}", PROGRAM.recipes)
+        forecast(words[1:], f"{PROGRAM.command} {CHECK}", PROGRAM.recipes)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
     except Exception as error:  # noqa: BLE001 - every end has a cause and a code
         return end_with(error)
     return 0

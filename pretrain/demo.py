@@ -60,16 +60,7 @@ def plan(run: Path, *, ablation: bool, seed: int, overrides: Sequence[str] = ())
 def run_stages_of(
     run: Path, recipe: str, seed: int, overrides: Sequence[str], *, explanations: tuple[str, str], measured: str
 ) -> list[Stage]:
-    """List the stages of a demonstration's run, behind those of its data.
-
-    Args:
-        run: its folder.
-        recipe: its name, and what is changed in it.
-        seed: of the run.
-        overrides: what the command line changes.
-        explanations: what training and measuring do.
-        measured: what `cclm evaluate` measures, and how.
-    """
+    """List the stages of a demonstration's run, behind those of its data; `explanations`: of training and measuring."""
     folder = shlex.quote(str(run))
     train = f"pretrain --recipe {recipe} --run_folder {folder} --seed {seed} {shlex.join(overrides)}".rstrip()
     return [

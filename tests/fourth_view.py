@@ -23,11 +23,9 @@ from cclm.data.config import ViewConfig
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.source import Source
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.model.options import ModelOptions
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.types import Positive
 from cclm.types import View as RecordView
 from cclm.views.entry import ViewEntry
@@ -136,9 +134,7 @@ def spectrogram(recording: bytes, num_bins: int) -> NDArray[np.uint8]:
 class AudioTextView(View[AudioTextConfig, AudioTextBatch]):
     """Sounds with texts."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> AudioTextSource:
-        """Open the view's shard sets."""
-        return AudioTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+    source = AudioTextSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: AudioTextBatch, encoded: EncodedView) -> Contribution:
         """Contrast spectrograms and texts; rows for matching and masked-LM."""

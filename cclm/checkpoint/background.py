@@ -134,8 +134,7 @@ class _Pending:
     step: int
     size_bytes: int
     """Of this rank's share."""
-    began: float
-    completed: Callable[[float, float], None]
+    completed: Callable[[float], None]
     copy: _Copy
     waited_s: float = 0.0
     """For the copy, before an update."""
@@ -185,7 +184,7 @@ class BackgroundSaver:
         self,
         step: int,
         state: Mapping[str, Any],
-        completed: Callable[[float, float], None] = lambda total_s, waited_s: None,
+        completed: Callable[[float], None] = lambda waited_s: None,
     ) -> None:
         """Begin to copy the state after `step` updates, and have it written. A collective.
 
@@ -194,11 +193,10 @@ class BackgroundSaver:
 
         Args:
             state: as for `save_checkpoint`.
-            completed: is called on every rank once it is complete, with the seconds that it took and those of them in
-                which an update waited for the copy.
+            completed: is called on every rank once it is complete, with the seconds that an update waited for the copy.
         """
         self.wait()
-        began, hidden = time.monotonic(), self._hidden(step)
+        hidden = self._hidden(step)
         share = self._engine.share({"step": step, "state": dict(state)})
         rooms = on_every_rank(self._ranks, lambda: self._room(step, share), "prepare a checkpoint")
         if rooms[0].is_there:
@@ -210,7 +208,7 @@ class BackgroundSaver:
             self._ranks, lambda: self._buffer.reserve(share.size_bytes), "find memory for a copy of its share"
         )
         copy = _Copy(self._buffer.filling(share))
-        self._pending = _Pending(step=step, size_bytes=share.size_bytes, began=began, completed=completed, copy=copy)
+        self._pending = _Pending(step=step, size_bytes=share.size_bytes, completed=completed, copy=copy)
         self._engine.before_update = self._finish_copy
         copy.start()
         try:
@@ -319,7 +317,7 @@ class BackgroundSaver:
     def _complete(self, pending: _Pending) -> None:
         on_every_rank(self._ranks, lambda: self._writer.result() if self._is_first else None, "finish")
         self._pending = None
-        pending.completed(time.monotonic() - pending.began, pending.waited_s)
+        pending.completed(pending.waited_s)
 
 
 def _shortage(rooms: Sequence[_Room]) -> str:

@@ -87,7 +87,6 @@ class MaskedTokens(TensorRecord):
     """Texts with some tokens replaced, and what was there."""
 
     tokens: Tokens
-    """The masked copies, M rows."""
     slot_T: Int[Tensor, " t"]
     """Where to predict: flat indices row · l + column into `tokens.ids_BL`."""
     label_T: Int[Tensor, " t"]
@@ -128,6 +127,8 @@ class Taught(TensorRecord):
 class ViewBatch(TensorRecord):
     """One rank's share of one view in a step: what every view has. The rest is the view's own (`cclm/views`)."""
 
+    text: Tokens
+    """Texts that are encoded and projected, beside the masked ones."""
     row_R: Int[Tensor, " r"]
     """Number of each row in the view's global batch."""
     matching_row_F: Int[Tensor, " f"]
@@ -149,8 +150,8 @@ class ViewBatch(TensorRecord):
 
     @property
     def texts(self) -> tuple[Tokens, ...]:
-        """Texts that are encoded and projected, beside the masked ones."""
-        raise NotImplementedError
+        """All such texts."""
+        return (self.text,)
 
     @property
     def images(self) -> Tensor | None:
@@ -175,7 +176,6 @@ class Batch(TensorRecord):
     part: int = 0
     """Which of the step's micro-batches this is, counted from 0."""
     num_parts: int = 1
-    """How many micro-batches the step has."""
     shared: Mapping[str, Tensor] | None = None
     """What all ranks and micro-batches of the update know of each other (`cclm.train.sharing`); None: not asked yet."""
     bad_samples: tuple[BadSample, ...] = ()

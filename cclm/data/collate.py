@@ -25,7 +25,6 @@ class MaskedText:
     """One text with hidden tokens."""
 
     ids_L: NDArray[np.int64]
-    """The ids that the model sees."""
     column_T: NDArray[np.int64]
     """Where to predict, ascending."""
     label_T: NDArray[np.int64]
@@ -84,7 +83,6 @@ class FusionDraws:
     """What a row needs if its pair goes through the fusion encoder as a positive."""
 
     masked: MaskedText
-    """The text with hidden tokens."""
     noise_second_G: NDArray[np.floating]
     """Gumbel noise over the negative group's second sides; of a group above `LARGEST_GROUP_WITH_NOISE` one number."""
     noise_first_G: NDArray[np.floating]

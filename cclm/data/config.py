@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from cclm.data.options import MaskingConfig, MixConfig, Normalise, Schedule, SourceConfig, TeacherConfig
 from cclm.model.options import ModelOptions
 from cclm.shardfile.options import CacheConfig
-from cclm.types import Bounds, Count, LocalPath, Positive, Share, View
+from cclm.types import Bounds, Count, LocalPath, Positive, Rows, Share, View
 
 LARGEST_GROUP_WITH_NOISE = 1024
 """Rows of a negative group for each of which the loader draws noise; a draw in a larger one needs one number."""
@@ -24,7 +24,7 @@ class ViewConfig:
     """The shard sets by names of your choice, which logs and schedules use."""
     mix: MixConfig = field(default_factory=MixConfig)
     """How the proportions of sources and languages are chosen."""
-    batch_size: Positive = 128
+    batch_size: Rows = 128
     """Rows per step, over all ranks."""
     negative_group: Count = 64
     """G: hard negatives are drawn inside blocks of G consecutive rows, whatever the ranks: a block may span several.
@@ -32,7 +32,7 @@ class ViewConfig:
     matching_rows: Positive = 32
     """Rows per step, over all ranks, that also go through the fusion encoder as positives; the first ones of each
     negative group, equally many of each. If they are not all, a rank that holds none of them waits for the others."""
-    num_lanes: Positive = 8
+    num_lanes: Rows = 8
     """Lanes of the stream, any number; with a large common factor with the batch size each rank reads lanes (and so
     shards) of its own. Part of the order of samples, so it stays when the number of ranks changes."""
     window: Positive = 1024
@@ -49,6 +49,10 @@ class ViewConfig:
         if self.negative_group == 0:
             object.__setattr__(self, "negative_group", self.batch_size)
 
+    teacher: ClassVar[TeacherConfig | None] = None
+    """Whose features the view's own are pulled to; None: nobody's."""
+    length_buckets: ClassVar[int] = 1
+    """Parts of similar text length in which a window is read; more than 1 needs `Source.lengths`."""
     record_view: ClassVar[View | None]
     """What the shard sets must hold; None: the sources are annotation files."""
     trains: ClassVar[frozenset[str]] = frozenset()
@@ -93,11 +97,6 @@ class ViewConfig:
         return self.max_tokens
 
     @property
-    def taught_by(self) -> TeacherConfig | None:
-        """Whose features the view's own are pulled to; None: nobody's."""
-        return None
-
-    @property
     def takes_turns_with(self) -> tuple[str, float] | None:
         """Schedule "alternate": a view that steps hold in place of this one, and this one's share; None: every step."""
         return None
@@ -131,7 +130,7 @@ class ViewConfig:
 
     def model_errors(self, model: ModelOptions, pad_multiple: int) -> Iterator[str]:
         """Yield in what these settings and the network do not fit; sizes of a named source are not known yet."""
-        if self.taught_by is not None and not model.pretraining_heads:
+        if self.teacher is not None and not model.pretraining_heads:
             yield "teacher: it teaches features, which model.pretraining_heads: true has"
         if model.text.source is not None:
             return

@@ -17,11 +17,8 @@ from cclm.files.lines import StepLines
 class SamplesSeen:
     """Samples by source and texts by source and language, counted exactly over all ranks.
 
-    Keys: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts. Views that name no texts are counted by source.
-
-    Args:
-        keys: all that may be counted, the same on every rank.
-        before: counts of the run's earlier attempts, up to the checkpoint.
+    Keys, the same on every rank: `VIEW/SOURCE` counts samples, `VIEW/SOURCE/LANGUAGE` texts. Views that name no texts
+    are counted by source.
     """
 
     def __init__(self, keys: Iterable[str], before: Mapping[str, int] | None = None) -> None:

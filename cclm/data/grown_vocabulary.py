@@ -62,14 +62,7 @@ def checked_content(content: Content) -> Content:
 
 
 def choose_pieces(tokenizer: Any, content: Content, texts: Iterable[str], most: int) -> list[NewPiece]:
-    """Return at most `most` pieces that save most of the corpus's tokens, the best first.
-
-    Args:
-        tokenizer: of `content`.
-        content: of `checked_content`.
-        texts: the corpus, read once.
-        most: how many; fewer where the corpus has not so many that save anything.
-    """
+    """Return at most `most` pieces that save most of the corpus's tokens, the best first; `content` is checked."""
     words = count_words(tokenizer, texts)
     if not words:
         return []

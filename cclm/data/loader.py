@@ -62,17 +62,13 @@ class StepDataset:
 
     def __getitem__(self, step: int) -> Batch:
         """Build this rank's batch of a step, all its updates together (`Batch.update` is 0)."""
-        with self._lock:
-            return self._batch(step)
-
-    def _batch(self, step: int) -> Batch:
         bad: list[BadSample] = []
-        first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
-        seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
+        with self._lock:
+            first, *rest = [self._part(step, part, bad) for part in range(self.config.micro_batches)]
+            seen = tuple(pair for source in self.sources.values() for pair in source.take_seen())
         return replace(first, rest=tuple(rest), bad_samples=tuple(bad), samples_seen=seen)
 
     def _part(self, step: int, part: int, bad: list[BadSample]) -> Batch:
-        """One micro-batch."""
         held = self.schedule.views(step)
         return Batch(
             step=step,
@@ -131,10 +127,8 @@ def make_loader(
 
     Workers are forked here, so call it in a thread that lives as long as they are needed: they die with it.
 
-    Args:
-        num_workers: processes that prepare batches ahead; the batches are the same for any number.
-        timeout_s: a worker that delivers nothing for so long ends the iteration with an error.
-        left_out: steps that have no batch.
+    They are the same for any number of workers. A worker that delivers nothing for `timeout_s` ends the iteration with
+    an error. Steps that are `left_out` have no batch.
     """
     sets = [one for source in dataset.sources.values() for one in source.sets]
     shards = sum(min(MAX_OPEN_SHARDS, len(one.samples_per_shard)) for one in sets)

@@ -38,9 +38,7 @@ class LaneAssignment:
     """Index of a step → lane and turn, for every step; pure arithmetic."""
 
     batch_size: int
-    """Samples of a global batch."""
     num_lanes: int
-    """Lanes of the stream."""
 
     @property
     def _block(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cclm.types import Bounds, Count, Language, LocalPath, NotNegative, PathText, Positive, Share
+from cclm.types import MOST_STEPS, Bounds, Count, Language, LocalPath, NotNegative, PathText, Positive, Share
 
 Normalise = Literal["cclm", "none"]
 Schedule = Literal["joint", "alternate"]
@@ -132,7 +132,7 @@ class SourceConfig:
 class MixStage:
     """Other proportions from a step on."""
 
-    start_step: Count
+    start_step: Annotated[int, Bounds(least=0, most=MOST_STEPS)]
     """The first step with these proportions."""
     weights: Mapping[str, NotNegative] | None = None
     """One for every source by its name, 0 to leave it out; None: as before."""

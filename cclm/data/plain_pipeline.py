@@ -24,9 +24,7 @@ def plain_pipeline(folder: Path | str, shuffle: int = 0, seed: int = 0, handler:
     """A `webdataset` pipeline that yields `ImageTextRecord`s or `TextPair`s; compose further with its methods.
 
     Args:
-        folder: of the shard set.
-        shuffle: how many records are shuffled together; 0 for the stored order. Shards are then shuffled too.
-        seed: of the shuffling.
+        shuffle: how many records are shuffled together, and shards too; 0 for the stored order.
         handler: called with the error of a broken sample; returns whether to go on without it
             (`webdataset.warn_and_continue` and the like). None: the error ends the iteration.
 

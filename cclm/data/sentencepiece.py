@@ -74,7 +74,6 @@ def xlm_roberta_tokenizer(pieces: list[tuple[str, float]], normaliser: list[norm
 
 
 def _piece(value: Value) -> tuple[str, float, int]:
-    """Text, score and kind of one piece."""
     found = dict(_fields(value))
     score = struct.unpack("<f", found[2])[0] if 2 in found else 0.0  # type: ignore[arg-type]
     return bytes(found[1]).decode("utf-8"), score, int(found.get(3, NORMAL))

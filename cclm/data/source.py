@@ -5,24 +5,27 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cclm.data.batch import BadSample, ViewBatch
+from cclm.data.batch import BadSample, Taught, ViewBatch
 from cclm.data.config import ViewConfig
+from cclm.data.ledger import image_hash
 from cclm.data.mix_plan import LanguageMix, RequestedLanguage
+from cclm.data.options import TeacherConfig
 from cclm.data.seeding import keyed_generator
 from cclm.data.stream import Address, Stream
-from cclm.data.teacher import Teacher
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import Cause, CclmError, ConfigError, DataError
 from cclm.run.causes import cause_of, retried
+from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import Place, ShardSet
 from cclm.shardfile.remote import open_set
@@ -30,6 +33,8 @@ from cclm.shardfile.remote import open_set
 MAX_REPLACEMENTS = 16
 """How many neighbours of a broken sample are tried; more broken ones in a row are no accident."""
 
+Keys = Mapping[str, Sequence[int]]
+"""Of a sample, by side: what a teacher's features of its rows are found by."""
 Settings = TypeVar("Settings", bound=ViewConfig)
 Sample = TypeVar("Sample")
 
@@ -79,15 +84,7 @@ class SampleStream(Protocol):
 
 
 class SampleSource(ABC, Generic[Settings, Sample]):
-    """One view's data: where its samples lie, their order, and the policy for broken ones.
-
-    Args:
-        name: of the view.
-        config: the view's settings.
-        tokenizer, seed: of the run.
-        pad_multiple: texts are padded to a multiple of this length.
-        sets, stream: one for each source of the settings; their order.
-    """
+    """One view's data: where its samples lie (a set for each source), their order, and the policy for broken ones."""
 
     stream_bits: ClassVar[int]
     """Flipped in the seed of the view's stream: views must not share their shuffles. No two views have the same."""
@@ -104,18 +101,21 @@ class SampleSource(ABC, Generic[Settings, Sample]):
         config: Settings,
         tokenizer: TextTokenizer,
         seed: int,
-        pad_multiple: int,
-        sets: Sequence[SampleSet],
-        stream: SampleStream,
+        cache: CacheConfig | None = None,
+        pad_multiple: int = 1,
     ) -> None:
         self.name, self.config = name, config
         self.tokenizer, self.seed, self.pad_multiple = tokenizer, seed, pad_multiple
-        self.sets, self.stream = sets, stream
         self.paths = [source.path for source in config.ordered_sources.values()]
-        self.languages = [one.languages for one in sets]
+        self.sets, self.stream = self._open(cache or CacheConfig())
+        self.languages = [one.languages for one in self.sets]
         self._names = [f"{name}/{source}" for source in config.ordered_sources]
         self._seen: Counter[str] = Counter()
         self._shown: list[ShownSample] | None = None
+
+    @abstractmethod
+    def _open(self, cache: CacheConfig) -> tuple[Sequence[SampleSet], SampleStream]:
+        """Return a set for each source, and their order."""
 
     @abstractmethod
     def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
@@ -218,7 +218,6 @@ class SampleSource(ABC, Generic[Settings, Sample]):
             ) from error
 
     def _count(self, address: Address, sample: Sample) -> None:
-        """Count a sample that goes into a batch."""
         name, languages = self._names[address.source], tuple(getattr(sample, "languages", ()))
         self._seen[name] += 1
         for language in languages:
@@ -251,33 +250,48 @@ class NoSamples(SampleSource[Settings, Any]):
     sample_purpose = 0
     end_step: int | None = 0
 
-    def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int) -> None:
-        super().__init__(name, config, tokenizer, seed, pad_multiple, [], self)
+    def _open(self, cache: CacheConfig) -> tuple[Sequence[SampleSet], SampleStream]:
+        return [], self
 
-    def address(self, step: int, slot: int) -> Address:
-        """Fail: there is none."""
+    def _nothing(self, *arguments: Any, **named: Any) -> Any:
         raise AssertionError("nothing is trained")
 
-    def replacement(self, address: Address, attempt: int) -> Address | None:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
+    address = replacement = batch = make = _nothing
 
-    def batch(self, step: int, rows: range, bad: list[BadSample]) -> ViewBatch:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
 
-    def make(self, address: Address, fusion: bool) -> Any:
-        """Fail: there is none."""
-        raise AssertionError("nothing is trained")
+class Teacher:
+    """The features of a teacher, and which of a view's sets its images are from.
+
+    `manifests`: of the view's sets, in their order. Raises ConfigError: see `open_index`.
+    """
+
+    def __init__(self, config: TeacherConfig, cache: CacheConfig, manifests: Sequence[Manifest]) -> None:
+        from cclm.data.teacher import open_index  # pyarrow
+
+        self._index = open_index(config, cache)
+        self.has_images = self._index.facts.num_images > 0
+        """Whether it knows images at all."""
+        sets = self._index.facts.images
+        self._fingerprints = [next((one.fingerprint for one in sets if one.is_of(set_)), "") for set_ in manifests]
+
+    def image_hash(self, source: int, key: str) -> int:
+        """Return what an image of a source is found by."""
+        return image_hash(self._fingerprints[source], key)
+
+    def rows(self, samples: Sequence[Keys], numbers: range) -> dict[str, Taught]:
+        """Return what is known of each side of some samples, which have these numbers in the global batch."""
+        found = {}
+        for side in samples[0]:
+            key_SK = np.array([sample[side] for sample in samples], dtype=np.int64)
+            row_N = np.arange(numbers.start * key_SK.shape[1], numbers.stop * key_SK.shape[1])
+            feature_NT, is_known_N = self._index.look_up(key_SK.reshape(-1))
+            row_N[~is_known_N] = -1
+            found[side] = Taught(feature_NT=torch.from_numpy(feature_NT), row_N=torch.from_numpy(row_N))
+        return found
 
 
 class Source(SampleSource[Settings, Sample]):
-    """The data of a view whose samples lie in shard sets.
-
-    Args:
-        name, config, tokenizer, seed, pad_multiple: as in `SampleSource`.
-        cache: where remote shards are kept; None: the default.
-        length_buckets: parts of similar text length in which a window is read; more than 1 needs `lengths`.
+    """The data of a view whose samples lie in shard sets; remote ones are kept in `cache`.
 
     Raises:
         ConfigError: a set of another view, an empty one, language weights that no source has.
@@ -290,17 +304,8 @@ class Source(SampleSource[Settings, Sample]):
         "built anew is another run."
     )
 
-    def __init__(
-        self,
-        name: str,
-        config: Settings,
-        tokenizer: TextTokenizer,
-        seed: int,
-        cache: CacheConfig | None = None,
-        pad_multiple: int = 1,
-        length_buckets: int = 1,
-    ) -> None:
-        cache, sources = cache or CacheConfig(), config.ordered_sources
+    def _open(self, cache: CacheConfig) -> tuple[list[ShardSet], Stream]:
+        config, sources = self.config, self.config.ordered_sources
         sets = [open_set(source.path, cache) for source in sources.values()]
         for shard_set in sets:
             wanted = config.record_view
@@ -308,30 +313,30 @@ class Source(SampleSource[Settings, Sample]):
                 raise ConfigError(
                     expected=f"a shard set of view {wanted.value}",
                     got=f"one of view {shard_set.view.value}",
-                    do=f"Move it to another view's `sources` (views.{name}.sources names it).",
+                    do=f"Move it to another view's `sources` (views.{self.name}.sources names it).",
                     where=str(shard_set.folder),
                 )
         stream = Stream(
             [shard_set.samples_per_shard for shard_set in sets],
             sources,
-            seed ^ self.stream_bits,
+            self.seed ^ self.stream_bits,
             config.num_lanes,
             config.window,
             config.samples_per_step,
             config.mix,
-            length_buckets,
+            config.length_buckets,
             self.lengths,
         )
-        super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self.teacher: Teacher | None = None
-        if config.taught_by is not None:
-            self.teacher = Teacher(config.taught_by, cache, [shard_set.manifest for shard_set in sets])
+        if config.teacher is not None:
+            self.teacher = Teacher(config.teacher, cache, [shard_set.manifest for shard_set in sets])
         self._ahead = cache.prefetch_steps if any(map(is_remote, self.paths)) else 0
         self._prefetched: dict[int, int] = {}  # by first index: the steps before this one
         self._languages: LanguageMix | None = None
         if config.mix.has_language_weights:
-            languages = dict(zip(sources, self.languages, strict=True))
+            languages = {name: one.languages for name, one in zip(sources, sets, strict=True)}
             self._languages = LanguageMix(config.mix, languages, stream.assignment)
+        return sets, stream
 
     def lengths(self, source: int, shards: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a number for each sample that grows with the length of its texts; 0 for broken ones."""

@@ -36,17 +36,13 @@ class Address:
     """Where a sample is stored, and which draw of the stream it is."""
 
     source: int
-    """Index of the source."""
     shard: int
-    """Index of the shard in its source's manifest."""
     sample: int
-    """Index of the sample in its shard."""
     epoch: int
     """How many times this lane of the source was read through before."""
     position: int
     """Serial number of the draw in the stream: turn · num_lanes + lane. Unique over the run: seeds the sample."""
     lane: int
-    """The lane that the draw belongs to."""
     draw: int
     """How many draws the lane took from this source before."""
 
@@ -65,11 +61,8 @@ class Stream:
     """An endless, seeded, mixed and shuffled order of samples that can be entered anywhere.
 
     Args:
-        samples_per_shard_by_source: for each source, the number of samples of each of its shards.
-        sources: their names and settings, in the same order.
-        seed, mix, num_lanes: of the view.
+        samples_per_shard_by_source: in the order of `sources`.
         window: neighbouring samples of a lane that are shuffled together; more mix better, and need more open shards.
-        batch_size: samples of a global batch.
         length_buckets: windows are put into so many buckets of similar length, the same bucket in every lane.
         lengths: of samples; needed for more than one bucket.
 
@@ -151,7 +144,6 @@ class Stream:
         return order[ranks], places - ends[ranks] + self.sizes[source][order[ranks]]
 
     def _limits(self, sources: Sequence[SourceConfig]) -> NDArray[np.int64]:
-        """How many draws each source can give to each lane."""
         limits = np.full((len(self.totals), self.num_lanes), FOREVER, dtype=np.int64)
         for source, settings in enumerate(sources):
             if settings.max_epochs is not None:

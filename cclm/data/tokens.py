@@ -97,7 +97,6 @@ class TextTokenizer:
         raise TypeError("a TextTokenizer cannot be pickled or copied: load it anew (load_tokenizer)")
 
     def _learn(self, keys: Sequence[_Key]) -> None:
-        """Tokenise texts in one call and remember them."""
         texts = [self._clean(text, max_words) for text, _, max_words in keys]
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

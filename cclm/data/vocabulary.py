@@ -104,7 +104,6 @@ def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _with_parts(model: Mapping[str, Any], keep: set[int], vocabulary: Mapping[str, int]) -> set[int]:
-    """The kept pieces and everything that they are merged from."""
     parts: dict[str, list[tuple[str, str]]] = {}
     for merge in model["merges"]:
         first, second = _pair(merge)

@@ -160,7 +160,6 @@ def resolve_ds_file(name: str, facts: EngineFacts) -> dict[str, Any]:
 
 
 def _places(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, place) of everything inside."""
     for name, child in node.value.items() if isinstance(node.value, dict) else ():
         yield f"{key}{name}", child.place
         yield from _places(child, f"{key}{name}.")

@@ -118,11 +118,7 @@ class ShareFile:
         return len(self.header) + sum(one.size_bytes for one in self.layout)
 
     def write(self, path: Path) -> None:
-        """Write the file, durably; a fault that passes is met by writing it again from the start.
-
-        Raises:
-            OSError: the storage refuses.
-        """
+        """Write the file, durably; a fault that passes is met by writing it again (OSError: the storage refuses)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         retried(lambda: write_tensors(path, self.layout, [[value] for value in self.values], self.metadata))
 
@@ -163,26 +159,12 @@ def share_file(
     return ShareFile(layout=layout, values=[*values.values(), *buffers.values()], metadata=metadata)
 
 
-def write_share(
-    path: Path, facts: ShareFacts, fragments: Mapping[str, Sequence[Fragment]], buffers: Mapping[str, Tensor]
-) -> None:
-    """Write one rank's file, durably (`ShareFile.write`)."""
-    share_file(facts, fragments, buffers).write(path)
-
-
 def write_tensors(
     path: Path, layout: Sequence[Planned], values: Iterable[Iterable[Tensor]], metadata: Mapping[str, str]
 ) -> None:
-    """Write one file and force it to disk.
+    """Write one file and force it to disk (OSError: the storage refuses; then the file is not whole).
 
-    Args:
-        path: is overwritten.
-        layout: the tensors, in the order in which they are written.
-        values: for each, pieces on any device and of any type that are the whole tensor one after the other.
-        metadata: texts for the file's header.
-
-    Raises:
-        OSError: the storage refuses; then the file is not whole.
+    `values`: for each of the layout, pieces on any device and of any type that are the tensor one after the other.
     """
     header = header_of(layout, metadata)
     with path.open("wb") as file:

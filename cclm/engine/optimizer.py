@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from cclm.engine.adamw import PublishedAdamW, library_adamw
-from cclm.engine.layer_decay import NO_HEIGHT, Height
-from cclm.engine.layer_decay import heights as find_heights
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.parts import check_prefixes, longest_prefix
 from cclm.errors import ConfigError
+from cclm.files.text import nearest_word
 
 PUBLISHED_NO_DECAY = ("bias", "norm.weight")
 """Words in a parameter's name that exempt it from decay under `decay_rule: published`."""
 PUBLISHED_DECAYED = ("matching_head.norm.weight", "box_head.norm.weight")
 """Ends of names that are decayed all the same: the published names of these gains hold no word of the rule."""
 MULTIPLIERS = "optimizer.module_multipliers and weight_decay_multipliers"
+Height = tuple[str, int]
+"""A tower's name, and the number of blocks down from its top."""
+NO_HEIGHT: Height = ("", 0)
 NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 """Modules whose weights are gains: never decayed."""
 
@@ -40,10 +42,10 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     prefixes = {*rates, *decays}
     check_prefixes(prefixes, [name for name, _ in module.named_parameters()], MULTIPLIERS)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    undecayed, heights = _undecayed(module, config), find_heights(module, config.layer_decay)
+    undecayed, height_of = _undecayed(module, config), heights(module, config.layer_decay)
     members: dict[tuple[str, Height, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in named:
-        height = heights.get(id(parameter), NO_HEIGHT)
+        height = height_of.get(id(parameter), NO_HEIGHT)
         key = longest_prefix(name, prefixes), height, id(parameter) in undecayed
         members.setdefault(key, {})[name] = parameter
     groups = []
@@ -112,7 +114,6 @@ def set_learning_rates(optimizer: Any, config: OptimizerConfig, step: int) -> di
 
 
 def _undecayed(module: nn.Module, config: OptimizerConfig) -> set[int]:
-    """Identities of the parameters without weight decay."""
     if config.decay_rule == "published":
         return {
             id(parameter)
@@ -149,3 +150,53 @@ def _value(names: Iterable[str], prefix: str, multipliers: Mapping[str, float]) 
             where="optimizer",
         )
     return values.pop()
+
+
+def heights(module: nn.Module, factors: Mapping[str, float]) -> dict[int, Height]:
+    """Return how many blocks from its top each parameter (by identity) of the towers that `factors` names stands.
+
+    The blocks are the members of the innermost lists of modules of one class, in their order: a transformer's layers,
+    the blocks inside the stages of a Swin or ConvNeXt. The top block is 1, what stands below all of them (patches,
+    words, positions) one more than the lowest, what stands above them (final norm) 0. What stands between two blocks (a
+    merging of patches) counts to the lower one.
+
+    Raises:
+        ConfigError: there is no such tower, or it has no blocks; the nearest one that has is named.
+    """
+    towers = {name: (one, list(blocks_of(one))) for name, one in module.named_modules() if name} if factors else {}
+    towers = {name: found for name, found in towers.items() if found[1]}
+    if unknown := sorted(set(factors) - set(towers)):
+        hints = (f"{name!r} (nearest: {nearest_word(name, towers, cutoff=0.0)!r})" for name in unknown)
+        raise ConfigError(
+            where="optimizer.layer_decay",
+            expected="names of towers that have blocks",
+            got=", ".join(hints),
+            do="Name modules as in model.vision_encoder.",
+        )
+    found: dict[int, Height] = {}
+    for name in sorted(factors, key=len):  # a tower inside another comes later, and wins
+        tower, blocks = towers[name]
+        found |= {key: (name, down) for key, down in _downs(tower, blocks).items()}
+    return found
+
+
+def blocks_of(tower: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks from the lowest to the top."""
+    for child in tower.children():
+        if isinstance(child, nn.ModuleList) and len({type(one) for one in child}) == 1:
+            for one in child:
+                yield from list(blocks_of(one)) or [one]
+        else:
+            yield from blocks_of(child)
+
+
+def _downs(tower: nn.Module, blocks: Sequence[nn.Module]) -> dict[int, int]:
+    """Blocks down from the top, by the parameter's identity."""
+    down_of = {id(value): len(blocks) - number for number, block in enumerate(blocks) for value in block.parameters()}
+    top, downs, current = list(blocks[-1].parameters())[-1], {}, len(blocks) + 1
+    for parameter in tower.parameters():  # in the order of the modules
+        current = down_of.get(id(parameter), current)
+        downs[id(parameter)] = current
+        if parameter is top:
+            current = 0
+    return downs

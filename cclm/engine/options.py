@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from cclm.types import Bounds, Count, NotNegative, Positive, Share
+from cclm.types import MOST_STEPS, Bounds, Count, NotNegative, Positive, Share
 
 Decay = Annotated[float, Bounds(least=0, below=1)]
 Rate = Annotated[float, Bounds(above=0, most=1)]
@@ -45,7 +45,7 @@ class LoraOptions:
 class OptimizerConfig:
     """AdamW with a schedule."""
 
-    total_steps: Positive
+    total_steps: Annotated[int, Bounds(least=1, most=MOST_STEPS)]
     """Number of optimizer updates of the whole run; the schedule ends there."""
     learning_rate: Annotated[float, Bounds(above=0)] = 1e-4
     """Peak learning rate."""

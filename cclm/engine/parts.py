@@ -2,16 +2,29 @@
 
 A prefix is whole components; "*" is any one of them. A part can be frozen: it takes no gradient, has no moments, and is
 neither decayed nor averaged, under every engine.
+
+Or it keeps its weights and learns adapters (LoRA, arXiv 2106.09685, through `peft`): W x becomes
+W x + alpha / rank · B A x, with W frozen. What training saves and resumes has peft's names; `stored_weights` adds the
+products to W, so whoever reads a checkpoint (export, evaluation, a run that starts from it) needs no peft.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from cclm.engine.options import LoraOptions
 from cclm.errors import ConfigError
 from cclm.files.text import nearest_word
+from cclm.rows.guard import optional_library
+
+BASE = ".base_layer."
+"""In peft's names: behind it the layer's own parameters."""
+ALPHA = "lora_alpha_whole"
+"""A buffer beside the two matrices; whole, so that no engine rounds it to bf16."""
 
 
 def freeze(module: nn.Module, prefixes: Sequence[str], where: str = "start.freeze") -> None:
@@ -71,3 +84,38 @@ def check_prefixes(prefixes: Iterable[str], names: Sequence[str], where: str) ->
         raise ConfigError(
             where=where, expected="prefixes of parameter names", got=hints, do=f"Correct them under {where}."
         )
+
+
+def add_lora(module: nn.Module, options: LoraOptions) -> None:
+    """Give the linear layers of parts of a training module adapters, and freeze all else in these parts.
+
+    Call it on every rank after the same seed; under ZeRO-3 the layers may be sharded already.
+
+    Raises:
+        MissingDependencyError: peft is not installed.
+        ConfigError: there is no such part, or it has no linear layer.
+    """
+    peft: Any = optional_library("peft", "it makes the adapters of LoRA", do="pip install 'cclm-pretraining[lora]'")
+    before = {name: parameter.requires_grad for name, parameter in module.named_parameters(remove_duplicate=False)}
+    check_prefixes(options.parts, list(before), "finetune.lora.parts")
+
+    def is_inside(name: str) -> bool:
+        return any(has_prefix(name, prefix) for prefix in options.parts)
+
+    targets = [name for name, part in module.named_modules() if isinstance(part, nn.Linear) and is_inside(name)]
+    if bare := [one for one in options.parts if not any(has_prefix(name, one) for name in targets)]:
+        do = "Leave it out, or name the part around it (start.freeze freezes a part without adapters)."
+        raise ConfigError(where="finetune.lora.parts", expected="parts with linear layers", got=", ".join(bare), do=do)
+    settings = peft.LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets
+    )
+    peft.inject_adapter_in_model(settings, module)
+    named = [(name.replace(BASE, "."), one) for name, one in module.named_parameters(remove_duplicate=False)]
+    for name, parameter in named:  # peft has frozen the heads, too
+        parameter.requires_grad_(before.get(name, True))
+    for name, parameter in named:  # a shared one is frozen by any of its names
+        if name in before and is_inside(name):
+            parameter.requires_grad_(False)
+    for part in module.modules():
+        if hasattr(part, "lora_A"):
+            part.register_buffer(ALPHA, torch.tensor(options.alpha))

@@ -118,7 +118,6 @@ class Engine(ABC, Generic[BatchType]):
     optimizer: Any
     """What holds the parameter groups."""
     kernel: Choice
-    """What updates the parameters."""
     state: RankState
     """This rank's share of weights, moments and averages."""
     order: ModuleOrder | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cclm.engine.fragments import AVERAGE, BUFFERS, FOLDER, METADATA, WEIGHTS, Fragment, ShareFacts, share_path
-from cclm.engine.lora import without_adapters
+from cclm.engine.parts import ALPHA, BASE
 from cclm.errors import CheckpointError
 from cclm.run.causes import retried
 from cclm.run.checkpoints import verify
@@ -62,7 +62,23 @@ def stored_weights(checkpoint: Path) -> dict[str, StoredTensor]:
     state = StoredState(checkpoint)
     found = {**state.tensors(WEIGHTS), **state.buffers()}
     found |= {alias: found[name] for alias, name in state.facts.aliases.items()}
-    return without_adapters(found, _of_tensor)
+    return without_adapters(found)
+
+
+def without_adapters(found: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Add each adapter to its layer, by the layer's own names."""
+    plain: dict[str, StoredTensor] = {}
+    for name, stored in found.items():
+        layer, base, rest = name.partition(BASE)
+        if base and rest == "weight":
+            small, large = (found[f"{layer}.lora_{matrix}.default.weight"].whole().float() for matrix in "AB")
+            scale = found[f"{layer}.{ALPHA}"].whole().item() / small.shape[0]
+            plain[f"{layer}.{rest}"] = _of_tensor(stored.whole() + scale * (large @ small))
+        elif base:
+            plain[f"{layer}.{rest}"] = stored
+        elif ".lora_A." not in name and ".lora_B." not in name and not name.endswith(f".{ALPHA}"):
+            plain[name] = stored
+    return plain
 
 
 def _of_tensor(tensor: Tensor) -> StoredTensor:

@@ -24,7 +24,7 @@ from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
 from cclm.forecast.step_model import Case
 from cclm.hub.open import model_config
 from cclm.shardfile.options import is_remote
-from cclm.train.start import names_towers, with_named_towers
+from cclm.train.network import names_towers, with_named_towers
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset
 
@@ -125,7 +125,7 @@ def forecast(
 def _open(config: RunConfig, tokenizer: TextTokenizer, ranks: int) -> StepDataset:
     """Open the data as a run does, but for teachers, of which it would make an index."""
     views = {
-        name: view if view.taught_by is None else replace(view, teacher=None)  # type: ignore[call-arg]
+        name: view if view.teacher is None else replace(view, teacher=None)  # type: ignore[call-arg]
         for name, view in config.views.items()
     }
     dataset = open_dataset(make_views(views), config.data, tokenizer, config.seed, 0, ranks)

@@ -37,11 +37,8 @@ def contrastive(
     The sets may differ in size (64 sentences against 384 translations); each row must have an equal on the other side.
 
     Args:
-        first_NE, second_ME: this rank's features of the two sides, unit vectors.
-        identity_N, identity_M: what each row of them shows.
-        temperature: similarities are divided by it.
+        first_NE, second_ME: this rank's features of the two sides, unit vectors; identities say what each shows.
         everything: the rows of all ranks; None: these are all.
-        label_smoothing: share of each target that is spread over all columns.
         hardness, bias: other forms of the loss (`cclm.ops.contrastive`): hardness-weighted negatives; SigLIP's.
         grad_scale: factor on the gradient of the features, not of the temperature: 1/8 reproduces the published runs,
             whose gather dropped it on 8 GPUs.

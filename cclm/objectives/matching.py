@@ -21,7 +21,7 @@ def negative_weights(
 def draw_negatives(
     similarity_FG: Float[Tensor, "f g"], same_FG: Bool[Tensor, "f g"], noise_FG: Float[Tensor, "f g"], hardness: float
 ) -> Int[Tensor, " f"]:
-    """Draw one negative per row, with probability ∝ softmax(hardness · similarity) + 1e-5 (spec §2.2).
+    """Return the column of one negative per row, drawn ∝ softmax(hardness · similarity) + 1e-5 (spec §2.2).
 
     The draw is the argmax of log weight + Gumbel noise, so it is a function of its inputs and has no loop.
 
@@ -30,10 +30,6 @@ def draw_negatives(
         same_FG: True where the candidate shows the same thing: never drawn. A row without another candidate gets any
             column, and must not count (`has_negative`).
         noise_FG: standard Gumbel noise.
-        hardness: 0 draws evenly, 1 as published.
-
-    Returns:
-        Column of each row's negative.
     """
     return (negative_weights(similarity_FG, same_FG, hardness).log() + noise_FG).argmax(1)
 

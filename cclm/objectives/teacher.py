@@ -56,7 +56,6 @@ def relational_divergence(
     Args:
         student_NE, teacher_NT: this rank's unit vectors; the student's take the gradient.
         row_N: number of each in the batch, -1 where the teacher has no feature: it is then nobody's row and column.
-        temperature: similarities of both are divided by it.
         everything: the rows of all ranks; None: these are all. The gradient is the true one where every rank
             multiplies its result by the same factor.
     """

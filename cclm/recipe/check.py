@@ -153,7 +153,7 @@ def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _check_teachers(config: RunConfig, converter: Converter) -> None:
     """Every teacher's files are there, with the columns and the width that are asked for."""
     for key, teacher in named_teachers(config.views):
-        from cclm.data.teacher_index import teacher_files
+        from cclm.data.teacher import teacher_files
 
         with _noted(converter, key):
             teacher_files(teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -23,11 +24,13 @@ from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
+from cclm.distributed.board import write_recorded_collectives
 from cclm.distributed.collectives import Collectives, collectives
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.deepspeed.construction import sharded_construction
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.protocol import Engine
+from cclm.errors import Cause
 from cclm.files.lock import run_lock
 from cclm.hub.open import longest_text, transform_of
 from cclm.hub.reference_outputs import make_recorder
@@ -38,28 +41,28 @@ from cclm.run.ending import MemoryGuard
 from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
-from cclm.run.stop import clear_for_this_start
-from cclm.run.watch import Watch
+from cclm.run.stop import clear_for_this_start, note_left
+from cclm.run.talk import Board, Talk
+from cclm.run.watch import START, Limits, Watch
 from cclm.track.metrics import MetricsLog
 from cclm.track.progress import Progress
 from cclm.track.sections import SectionClock
 from cclm.track.trackers import Csv, TensorBoard, Tracker, check_services, service
-from cclm.train.deterministic import deterministic
 from cclm.train.folder import QUARANTINE, check_same_run, identity_parts, input_hashes, write_identity, write_kernels
 from cclm.train.health import BAD_STEPS_FILE, BadSteps, Health
 from cclm.train.loop import Checkpointer, Run
-from cclm.train.measurement import Evaluation
-from cclm.train.network import build_engine, build_module, network_of
+from cclm.train.network import build_engine, build_module, names_towers, network_of, with_named_towers
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut
+from cclm.train.shared_evaluation import Evaluation
 from cclm.train.speed import Speedometer
-from cclm.train.start import names_towers, with_named_towers
-from cclm.train.watching import leave, make_watch
 from cclm.train.zero_shot_evaluation import zero_shot_evaluation
 from cclm.views.table import VIEWS, Table, make_views
 from cclm.views.view import View, open_dataset
 
+WORKSPACE, WORKSPACE_VALUE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""cuBLAS sums in one order only with a workspace of its own for each stream: 8 of 4 MiB."""
 MakeEvaluation: TypeAlias = Callable[[RunConfig, Engine[Batch], StepDataset, int], Evaluation]
 """(configuration, engine, this rank's data, step that training starts with) → what is measured."""
 
@@ -329,3 +332,44 @@ def open_quarantine(folder: Path, topology: Topology, start_step: int) -> Quaran
     own = {f"rank_{rank}.jsonl" for rank in range(topology.world_size)}
     left_behind = sorted(path for path in folder.glob("rank_*.jsonl") if path.name not in own)
     return Quarantine(folder / f"rank_{topology.rank}.jsonl", start_step, left_behind if topology.rank == 0 else ())
+
+
+def make_watch(config: RunConfig, topology: Topology, board: Board | None) -> Watch:
+    """Make this rank's watch, with the limits of its configuration."""
+    settings, rank, folder = config.watch, topology.rank, Path(config.run_folder)
+    floors = {START: settings.start_s, "step": settings.step_s, "save": settings.save_s}
+    floors["evaluate"] = settings.evaluate_s
+    floors["data"] = settings.step_s and settings.step_s + config.data.batch_timeout_s
+    limits = Limits(floors_s=floors, first_s=settings.start_s, factor=settings.factor, num_first=settings.num_first)
+    talk = None
+    if board is not None:
+        talk = Talk(board, rank, topology.world_size, socket.gethostname(), settings.silent_s)
+    return Watch(folder, rank, limits, talk, silent_s=settings.silent_s, recorded=write_recorded_collectives)
+
+
+def leave(watch: Watch, folder: Path | None, reason: str) -> None:
+    """Note, on the rank that has the folder, and tell the others that a request ends this one before its first step."""
+    if folder is not None:
+        note_left(folder, reason)
+    watch.tell(Cause.STOPPED, reason)
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Let torch take deterministic kernels alone inside. Enter it before CUDA is started: cuBLAS looks only then.
+
+    Without it a step on a CPU has the same bits each time anyway.
+    """
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault(WORKSPACE, WORKSPACE_VALUE)
+    memory: Any = torch.utils.deterministic
+    before, fills = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a pass over all new memory, for readers of garbage
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fills

@@ -37,8 +37,7 @@ from cclm.run.machine import PACKAGES, describe_environment
 from cclm.train.shared_evaluation import EVALUATIONS_FILE, SharedEvaluation
 from cclm.train.step import CrossViewTraining
 from cclm.views.annotated.options import language_of
-from cclm.views.annotated.source import AnnotatedSource
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line
 
 RESULTS_FILE = "results.jsonl"
 """In the run folder: what was measured on test, and on what (`cclm.evaluate.results`)."""
@@ -101,11 +100,7 @@ class TaskEvaluation(SharedEvaluation):
     finetune: FineTuneConfig
 
     def __post_init__(self) -> None:
-        """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much.
-
-        Raises:
-            ConfigError, DataError: a set that cannot be measured.
-        """
+        """Open all sets, so that what is wrong with one is said now; forget what a killed attempt wrote too much."""
         self._epoch_steps = steps_per_epoch(self.config) if self.config.steps else 1
         for part in PARTS:
             for name, where in self.sets(part).items():
@@ -128,14 +123,7 @@ class TaskEvaluation(SharedEvaluation):
     def predict(
         self, name: str, where: str, part: Part, languages: Collection[str] = (), known: Collection[Known] = ()
     ) -> Iterator[Measured]:
-        """Predict a set, language by language; the same on every rank. A collective.
-
-        Args:
-            name, where: the set.
-            part: what to take of a folder that holds both.
-            languages: only these; none: all.
-            known: what may be left out.
-        """
+        """Predict a set, language by language (only `languages`; none: all), but for what is known. A collective."""
 
     def is_whole(self, last: Result) -> bool:
         """Return whether all results of a language are there when this one is; no: then it is measured again."""
@@ -145,14 +133,8 @@ class TaskEvaluation(SharedEvaluation):
         """Return the task that a test set is the test of."""
         return self.finetune.benchmark or self.measured.task
 
-    @property
-    def dev_languages(self) -> Collection[str]:
-        """The languages of dev sets that choose the best epoch; none: all."""
-        return ()
-
-    @property
-    def test_languages(self) -> Collection[str]:
-        """The languages of test sets that are measured; none: all."""
+    def languages_of(self, part: Part) -> Collection[str]:
+        """Return the languages of dev sets that choose the best epoch, or of test sets that are measured; none: all."""
         return ()
 
     def is_due(self, step: int) -> bool:
@@ -188,7 +170,7 @@ class TaskEvaluation(SharedEvaluation):
         store = ResultStore(self._folder / RESULTS_FILE)
         known = self.engine.collectives.exchange(self._known(store, checkpoint) if self.engine.rank == 0 else set())[0]
         for name, where in sorted(self.sets("test").items()):
-            for found in self.predict(name, where, "test", self.test_languages, known):
+            for found in self.predict(name, where, "test", self.languages_of("test"), known):
                 if self.engine.rank == 0:
                     results = self._results(checkpoint, name, where, found)
                     store.append(results)
@@ -261,16 +243,16 @@ class TaskEvaluation(SharedEvaluation):
         return ON_NOTHING if measured is None else measured.select_on
 
     def _choose(self, name: str, where: str) -> Chosen:
-        """Return the mean of the first metric over the languages of a set."""
         metric, values, alone, pairs = self.measured.metrics[0], list[float](), list[float](), 0
-        for found in self.predict(name, where, self.finetune.select_on, self.dev_languages):
+        languages = self.languages_of("dev")
+        for found in self.predict(name, where, self.finetune.select_on, languages):
             alone.append(value_of(metric, found.lines))
             values.append(value_of(metric, as_reranked(found.lines)) if found.reranked else alone[-1])
             pairs += int(found.cost.get("pairs", 0))
             self._say(f"{name} {found.language} after {self._step} updates", alone[-1], found)
         if not values:
             raise ConfigError(
-                where=where, expected=f"a set with texts in {', '.join(self.dev_languages)}", got="none",
+                where=where, expected=f"a set with texts in {', '.join(languages)}", got="none",
                 do="Name another set in finetune.dev_sets.",
             )  # fmt: skip
         mean, mean_alone = (sum(numbers) / len(numbers) for numbers in (values, alone))

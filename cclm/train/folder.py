@@ -14,7 +14,6 @@ and files may move, for they are known by their content. Everything else is anot
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
@@ -29,7 +28,6 @@ import torch
 from cclm.annotations.retrieval import PARTS, Part
 from cclm.config import RunConfig, evaluated_sets, named_files, named_sets, named_teachers
 from cclm.data.tokenizer_file import TOKENIZER_NAME, tokenizer_file
-from cclm.engine.ds_config import SUMS_OF_GRADIENTS
 from cclm.errors import CheckpointError, ConfigError
 from cclm.files.atomic import replace_text
 from cclm.files.lines import StepLines
@@ -94,40 +92,24 @@ def input_hashes(config: RunConfig, ds_config: Mapping[str, Any] | None) -> dict
     tokenizer = _read_input(f"{data.tokenizer}/{TOKENIZER_NAME}", tokenizer_file(data.tokenizer).read_bytes)
     hashes = {"data.tokenizer": hashlib.sha256(tokenizer).hexdigest()}
     sets = [(one.key, one.path) for one in (*named_sets(config.views), *evaluated_sets(config))]
-    for key, path in [*sets, *_measured_shards(config)]:
+    for key, name, where, part in _measured(config):
+        if not is_annotated(name, where):
+            sets.append((key, where))
+            continue
+        assert config.finetune is not None
+        asked = asked_of(config.finetune, name, where, part)
+        hashes[key] = _json_hash(sorted((language, one.sha256) for language, one in asked.items()))  # of no other files
+    for key, path in sets:
         read = partial(manifest_bytes, path, data.cache)
         hashes[key] = _shards_hash(_read_input(f"{path.rstrip('/')}/{MANIFEST_NAME}", read))
     for key, path in named_files(config.views):
         hashes[key] = hashlib.sha256(_read_input(path, Path(path).read_bytes)).hexdigest()
     for key, teacher in named_teachers(config.views):
-        from cclm.data.teacher_index import teacher_files
+        from cclm.data.teacher import teacher_files
 
         hashes[key] = teacher_files(teacher).identity
-    hashes |= dict(_measured_annotations(config))
-    rules = {key: value for key, value in copy.deepcopy(dict(ds_config or {})).items() if key not in FROM_OURS}
-    if config.precision == "bf16":  # what was left out once meant bf16, and is written as that by who wants it now
-        for block, key in ((rules, SUMS_OF_GRADIENTS[0]), (rules.get("data_types", {}), "grad_accum_dtype")):
-            if block.get(key) == "bf16":
-                del block[key]
-        if rules.get("data_types") == {}:
-            del rules["data_types"]
+    rules = {key: value for key, value in (ds_config or {}).items() if key not in FROM_OURS}
     return hashes | {"deepspeed": _json_hash(rules)}
-
-
-def _measured_shards(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield the key and the path of every shard set that retrieval is measured on."""
-    yield from ((key, where) for key, name, where, _ in _measured(config) if not is_annotated(name, where))
-
-
-def _measured_annotations(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield the key of every benchmark that retrieval is measured on, and the hash of its files: of no others."""
-    for key, name, where, part in _measured(config):
-        if is_annotated(name, where):
-            assert config.finetune is not None
-            files = sorted(
-                (language, asked.sha256) for language, asked in asked_of(config.finetune, name, where, part).items()
-            )
-            yield key, _json_hash(files)
 
 
 def _measured(config: RunConfig) -> Iterator[tuple[str, str, str, Part]]:
@@ -155,7 +137,7 @@ def check_same_run(folder: Path, config: RunConfig, inputs: Mapping[str, str], t
     before = _earlier_start(folder, table) if is_begun(folder) else None
     if before is None:
         return
-    known = _earlier_inputs(folder, before)
+    known: dict[str, str] = _read(folder / INPUTS_FILE, lambda: read_json(folder / INPUTS_FILE, {})) or {}
     by_content = {"data.tokenizer", *(one.key for one in named_sets(config.views))}
     by_content |= {key for key, _ in (*named_files(config.views), *named_teachers(config.views))}
     by_content |= {f"views.{name}.folder" for name in config.views}
@@ -251,16 +233,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _earlier_start(folder: Path, table: Table) -> RunConfig | None:
-    """What the folder's run was last started with; None if it does not say."""
     return _read(folder / CONFIG_FILE, partial(read_run_config, folder, table))
-
-
-def _earlier_inputs(folder: Path, before: RunConfig) -> dict[str, str]:
-    """The hashes that the folder's run was last started with, by key; those of older versions stand under paths."""
-    found: dict[str, str] = _read(folder / INPUTS_FILE, lambda: read_json(folder / INPUTS_FILE, {})) or {}
-    paths = {one.key: f"{one.path.rstrip('/')}/{MANIFEST_NAME}" for one in named_sets(before.views)}
-    paths |= {"data.tokenizer": str(Path(before.data.tokenizer) / TOKENIZER_NAME), "deepspeed": "DeepSpeed JSON"}
-    return found | {key: found[path] for key, path in paths.items() if path in found}
 
 
 def _read(path: Path, read: Callable[[], Value]) -> Value | None:

@@ -31,11 +31,11 @@ from cclm.run.stop import note_left, note_stopped
 from cclm.run.watch import START, Watch
 from cclm.track.sections import OTHER
 from cclm.train.asked import is_anybody_asked, own_reason, request_before
-from cclm.train.measurement import Evaluation, EvaluationStopped
 from cclm.train.profile import StepProfile
 from cclm.train.recorder import Recorder
 from cclm.train.rollback import LeftOut, roll_back
-from cclm.train.updates import Limits, update
+from cclm.train.shared_evaluation import Evaluation, EvaluationStopped
+from cclm.train.updates import update
 
 LONGEST_COPY_S = 900.0
 """That the end of a run waits for copies; what is missing then is copied by the next start."""
@@ -126,13 +126,13 @@ class Checkpointer:
         keep = self.config.keep + len(recorder.health.unhealthy(map(step_of, here)))  # only healthy ones count
         if self.saver is not None and in_background:
             self.saver.keep = keep
-            self.saver.begin(step, state, partial(self._complete, recorder))
+            self.saver.begin(step, state, partial(self._complete, recorder, began))
         else:
             save_checkpoint(self.engine, self.run_folder, step, state, keep, *self._options)
         self._saved = time.monotonic()
         self._blocking_s = self._saved - began
         if self.saver is None or not self.saver.is_pending:
-            self._complete(recorder, self._blocking_s, 0.0)
+            self._complete(recorder, began, 0.0)
         recorder.health.saved()
         recorder.speed.restart()
         recorder.speed.clock.enter(before)
@@ -179,8 +179,8 @@ class Checkpointer:
         self._saved, self._request = time.monotonic(), self._asked()
         self._obeyed()
 
-    def _complete(self, recorder: Recorder, total_s: float, waited_s: float) -> None:
-        recorder.note("speed/checkpoint_total_s", total_s)
+    def _complete(self, recorder: Recorder, began: float, waited_s: float) -> None:
+        recorder.note("speed/checkpoint_total_s", time.monotonic() - began)  # all that it waited for lies in there
         recorder.note("speed/checkpoint_blocking_s", self._blocking_s + waited_s)
         self._obeyed()
         if self.copier is not None:
@@ -326,11 +326,11 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     batch, on_device = taken
     assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
     health = run.recorder.health
-    limits = Limits(max_loss=health.config.max_loss, max_norm=health.max_norm)
+    limits: Any = {"max_loss": health.config.max_loss, "max_norm": health.max_norm}
     if (order := run.engine.order) is not None:
         order.begin()
     clock = run.recorder.speed.clock
-    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), limits, clock)
+    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), clock, **limits)
     clock.enter(OTHER)
     if result is None:
         return False

@@ -16,14 +16,12 @@ from cclm.model.packing import concatenate_padded
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching
 from cclm.objectives.options import ObjectiveConfig
-from cclm.objectives.tokens import masked_lm
 from cclm.ops.contrastive import ContrastiveLoss
 from cclm.ops.linear_cross_entropy import LinearCrossEntropy
 from cclm.track.sections import NO_CLOCK, SectionClock
 from cclm.train.sharing import Named, Negatives, Sharing
 from cclm.train.teaching import taught_losses
-from cclm.views.rows import FusionRows, States, memories_of, select, stop_gradient
-from cclm.views.view import Contrast, Contribution, Pairing
+from cclm.views.view import Contrast, Contribution, FusionRows, Pairing, States, memories_of, select, stop_gradient
 
 
 @dataclass(kw_only=True)
@@ -108,7 +106,7 @@ class StepLosses:
         """Pull features to those of the views' teachers: means over the rows that these know, in the global batch."""
         num_shares, shared = self.sharing.collectives.world_size * self.sharing.num_parts, self.shared
         for name, view in self.views.items():
-            teacher = self.sharing.configs[name].taught_by
+            teacher = self.sharing.configs[name].teacher
             if teacher is None:
                 continue
             told = None if self.sharing.is_alone else shared
@@ -122,7 +120,9 @@ class StepLosses:
         """One fusion call for the rows of all views; then matching, masked-LM and the views' own heads."""
         pairings = {name: part.pairing for name, part in self.parts.items() if part.pairing is not None}
         located = {name: part.located for name, part in self.parts.items() if part.located is not None}
-        negatives = {name: self._negatives(name, pairing) for name, pairing in pairings.items()}
+        hardness = self.objectives.hardness_at(self.batch.step)
+        draw = partial(self.sharing.negatives, shared=self.shared, temperature=self.temperature, hardness=hardness)
+        negatives = {name: draw(name, self.views[name], pairing) for name, pairing in pairings.items()}
         matched = [self._matching_rows(name, pairing, negatives[name]) for name, pairing in pairings.items()]
         masked = [part.masked for part in self.parts.values() if part.masked is not None]
         others = masked + [part.rows.in_passes(self.model.fusion_encoder.num_memories) for part in located.values()]
@@ -141,10 +141,6 @@ class StepLosses:
             factor = self._factor(head.counted_F.sum(), self.shared[f"{name}/counts"].sum(0)[1])
             for loss_name, loss in head.losses(self.model, fused_FLD, mask_FL).items():
                 self._add(f"{name}/{loss_name}", (loss.loss_F * head.counted_F).sum() * factor, loss.weight)
-
-    def _negatives(self, name: str, pairing: Pairing) -> Negatives:
-        hardness = self.objectives.hardness_at(self.batch.step)
-        return self.sharing.negatives(name, self.views[name], pairing, self.shared, self.temperature, hardness)
 
     def _matching_rows(self, name: str, pairing: Pairing, drawn: Negatives) -> list[FusionRows]:
         """Right pairs, as many with a wrong memory, as many with a wrong query."""
@@ -232,16 +228,12 @@ class StepLosses:
         for name, view in views.items():
             counted_T = view.counted_F[view.masked.slot_T // view.masked.tokens.ids_BL.shape[1]]
             factors.append(counted_T * self._factor(counted_T.sum(), self.shared[f"{name}/counts"].sum(0)[0]))
-        hidden_TD = self.model.masked_lm_states(fused_TD)
-        factor_T = torch.cat(factors)
+        hidden_TD, factor_T = self.model.masked_lm_states(fused_TD), torch.cat(factors)
+        label_T = torch.cat([view.masked.label_T for view in views.values()])
+        weight_T = factor_T * self.objectives.mlm_weight  # inside: what stands behind the loss scales V x D
         found = self.model.decode_with(
             hidden_TD,
-            partial(
-                masked_lm,
-                label_T=torch.cat([view.masked.label_T for view in views.values()]),
-                factor_T=factor_T * self.objectives.mlm_weight,  # inside: what stands behind the loss scales V x D
-                cross_entropy=self.cross_entropy,
-            ),
+            lambda rows_TD, words_VD, bias_V: self.cross_entropy(rows_TD, words_VD, bias_V, label_T, weight_T),
         )
         self._terms.append(found.total)
         sizes = [factor.shape[0] for factor in factors]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cclm.config import RunConfig
@@ -12,19 +15,26 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.collectives import Collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
-from cclm.engine.lora import add_lora
-from cclm.engine.parts import freeze
+from cclm.engine.parts import add_lora, freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
+from cclm.errors import ConfigError
+from cclm.files.atomic import replace_text
 from cclm.hub.open import model_config
 from cclm.model.checkpointing import checkpoint_activations
 from cclm.model.compiling import compile_blocks
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import ModelKernels, Network
+from cclm.pretrained.initialise import source_weights, start_model
+from cclm.pretrained.towers import with_pixel_values, with_towers
 from cclm.track.sections import NO_CLOCK, SectionClock
-from cclm.train.start import start_from_sources
+from cclm.train.frozen_texts import FrozenTexts
 from cclm.train.step import CrossViewTraining
+from cclm.views.image_text.options import ImageViewConfig
 from cclm.views.view import View
+
+START_FILE = "start.json"
+"""In the run folder: the fate of every key of every source, and the parameters that no source gave."""
 
 
 def network_of(config: RunConfig) -> Network:
@@ -82,7 +92,8 @@ def build_module(
         seed_initialisation(config.seed)  # again: what a source or a stem has drawn says nothing about the adapters
         add_lora(module, config.finetune.lora)
     if config.start.remember_bytes:
-        module.remember_frozen_texts(config.start.remember_bytes)
+        size_bytes = config.start.remember_bytes
+        module.frozen_texts = FrozenTexts(model.text_encoder, config.model.width, kernels.kernels, size_bytes)
     return module
 
 
@@ -92,7 +103,7 @@ def calibrate_stem(
     """Let an affine stem look at the first global batch of the first view with images, if there is one."""
     for name, view in views.items():
         if "vision" in view.config.trains:
-            source = view.open(tokenizer, config.seed, config.data.cache, config.data.pad_multiple)
+            source = view.open(tokenizer, config.seed, config.data)
             images_BCHW = source.batch(0, range(view.config.batch_size), []).normalised().images
             assert images_BCHW is not None, f"{name} trains the vision encoder without images"
             model.calibrate_stem(images_BCHW)
@@ -112,3 +123,43 @@ def build_engine(
     if ds_config is None:
         return PlainEngine(module, options, device=device, accumulation_steps=parts, **wanted)
     return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, **wanted)
+
+
+def names_towers(config: RunConfig) -> bool:
+    """Whether sizes are still to be read from a Hugging Face model, which may ask the network."""
+    return config.model.vision.source is not None or config.model.text.source is not None
+
+
+def with_named_towers(config: RunConfig) -> RunConfig:
+    """Put in the sizes of the towers that are named by a model, and how its images were normalised.
+
+    Raises:
+        ConfigError: a source that cannot be read or does not fit, or sizes that contradict the data.
+    """
+    views, source = dict(config.views), config.model.vision.source
+    for name, view in config.views.items():
+        if source is not None and isinstance(view, ImageViewConfig):
+            views[name] = replace(view, transform=with_pixel_values(view.transform, source))
+    config = replace(config, views=views, model=with_towers(config.model, config.start.text_fills))
+    if problems := list(config.validation_errors()):
+        raise ConfigError(
+            where="configuration",
+            expected="sizes of data and network that agree",
+            problems=problems,
+            do="Change one side of each; nothing was started.",
+        )
+    return config
+
+
+def start_from_sources(config: RunConfig, model: CCLMModel, *, is_first: bool) -> None:
+    """Fill `model` from `start.sources`; rank 0 (`is_first`) writes down what came from where.
+
+    Raises:
+        CheckpointError: a source that cannot be read or does not fit.
+    """
+    start = config.start
+    state, report = source_weights(start.sources, model.config.options(), start.text_fills, start.text_layers)
+    fresh = start_model(model, state)
+    if is_first:
+        note = {"sources": list(config.start.sources), "fresh": fresh, "keys": json.loads(report.as_json())}
+        replace_text(Path(config.run_folder) / START_FILE, json.dumps(note, indent=1) + "\n")

@@ -29,11 +29,9 @@ class Program:
     """What is particular to a program."""
 
     command: str
-    """As it is typed."""
     purpose: str
     """In a sentence, for its help."""
     recipes: Path
-    """Where its recipes lie."""
     finetunes: bool = False
     """Whether its configurations have a `finetune` block."""
     evaluation: Callable[[RunConfig], MakeEvaluation] | None = None

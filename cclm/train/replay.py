@@ -23,22 +23,20 @@ from cclm.config import RunConfig
 from cclm.distributed.agreement import check_same_values, made_by_first
 from cclm.distributed.collectives import Collectives
 from cclm.errors import CheckpointError, ConfigError
-from cclm.files.command_line import Parser, open_output, say
+from cclm.files.command_line import Parser, say
 from cclm.files.lines import StepLines
 from cclm.recipe.read import read_run_config
 from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints, read_marker
-from cclm.run.ending import end_with
 from cclm.run.launcher import adopt_place
 from cclm.run.progress import LOG_NAME
 from cclm.run.rollbacks import Rollback, read_rollbacks
-from cclm.train.build import Parts, build_parts, joined
-from cclm.train.deterministic import deterministic
+from cclm.train.build import Parts, build_parts, deterministic, joined
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite
+from cclm.train.recorder import WindowMeans
 from cclm.train.rollback import LeftOut
-from cclm.train.updates import Limits, update
-from cclm.train.window import WindowMeans
+from cclm.train.updates import update
 from cclm.views.table import VIEWS, Table
 
 Values = Mapping[str, float | None]
@@ -56,11 +54,9 @@ class History:
     rollbacks: Sequence[Rollback]
     """What was left out then."""
     start: int
-    """Its step."""
     world_size: int | None
     """Ranks that wrote it."""
     written: Values | None
-    """None: nothing."""
     source: str
     """The file that says it; "" for nothing."""
 
@@ -109,13 +105,12 @@ def history_of(folder: Path, step: int) -> History:
 
 def replay(parts: Parts, history: History, step: int) -> Outcome:
     """Compute the steps up to `step`. A collective."""
-    config, engine = parts.config, parts.engine
+    config, engine, max_loss = parts.config, parts.engine, parts.config.health.max_loss
     health, window = Health(run_folder=Path(), config=config.health), WindowMeans()
     if history.checkpoint is not None:
         loaded = engine.load(history.checkpoint)
         health.restore(loaded["state"].get("health", {}))
         window.restore(loaded["state"].get("window", {}))
-    limits = Limits(max_loss=config.health.max_loss, max_norm=health.max_norm)
     every = (config.track.every_steps, config.checkpoint.every_steps)
     left_out = LeftOut(history.rollbacks)
     with closing(parts.batches(history.start, left_out)) as batches:
@@ -123,7 +118,7 @@ def replay(parts: Parts, history: History, step: int) -> Outcome:
             result = None
             if number not in left_out:
                 _, batch = next(batches)
-                result = update(engine, batch, config.data.schedule, limits=limits)
+                result = update(engine, batch, config.data.schedule, max_loss=max_loss, max_norm=health.max_norm)
                 assert result is not None, "nobody asks it to stop"
                 norms = result.grad_norms.read()
                 health.add_norms(number, norms)
@@ -145,18 +140,14 @@ def replay(parts: Parts, history: History, step: int) -> Outcome:
 
 def main(words: Sequence[str], command: str, table: Table = VIEWS) -> int:
     """Replay a step of a run; return the exit code: 0 if all is equal to what was written, and to itself."""
-    open_output()
     parser = Parser(prog=f"{command} replay", description=(__doc__ or "").partition("\n\n")[0].partition(": ")[2])
     parser.add_argument("run_folder", metavar="run", type=Path, help="a run folder; it is only read")
     parser.add_argument("--step", type=int, required=True, help="the step, counted from 0 as in log.jsonl")
     parser.add_argument("--twice", action="store_true", help="compute it twice, and compare these, too")
     options = parser.parse(words)
-    try:
-        adopt_place(os.environ)
-        with tempfile.TemporaryDirectory() as place:
-            return _replay(options.run_folder, options.step, 1 + options.twice, table, place)
-    except Exception as error:  # noqa: BLE001 - every end has a sentence and a code
-        return end_with(error)
+    adopt_place(os.environ)
+    with tempfile.TemporaryDirectory() as place:
+        return _replay(options.run_folder, options.step, 1 + options.twice, table, place)
 
 
 def _replay(folder: Path, step: int, times: int, table: Table, place: str) -> int:

@@ -29,7 +29,7 @@ from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.results import Result
 from cclm.shardfile.options import is_remote
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
-from cclm.train.mapped_rows import ChosenRows, RowFiles
+from cclm.train.mapped_rows import ChosenRows
 from cclm.train.retrieval_sets import (
     Captions,
     RetrievalSet,
@@ -40,10 +40,8 @@ from cclm.train.retrieval_sets import (
 )
 from cclm.train.retriever import Encoded, Retriever
 from cclm.views.annotated.options import AnnotatedConfig, language_of
-from cclm.views.annotated.view import Line
+from cclm.views.annotated.source import Line
 
-FEATURES = "features"
-"""In the run folder while a set is measured: features that do not stay in memory."""
 OPPOSITE = {"t2i": "i2t", "i2t": "t2i"}
 
 
@@ -77,18 +75,14 @@ class RetrievalEvaluation(TaskEvaluation):
         """Return the benchmark that a test set is called after; of another name it is what the settings call it."""
         return name if name in BENCHMARKS else super().task_of(name)
 
-    @property
-    def dev_languages(self) -> Collection[str]:
-        """Those that are trained: other languages must not choose the epoch."""
+    def languages_of(self, part: Part) -> Collection[str]:
+        """Of test sets those that the settings name; of dev sets those that are trained: others must not choose."""
         config = self.source.config
+        if part == "test":
+            return self.finetune.test_languages or ()
         return (
             sorted(map(language_of, config.sources)) if isinstance(config, AnnotatedConfig) else config.languages or ()
         )
-
-    @property
-    def test_languages(self) -> Collection[str]:
-        """Those that the settings name."""
-        return self.finetune.test_languages or ()
 
     def check(self, name: str, where: str, part: Part) -> None:
         """Open all shards of a set that lies here, or read a benchmark's annotation files and look for their images.
@@ -109,10 +103,11 @@ class RetrievalEvaluation(TaskEvaluation):
                 is_looked_at = self.will_measure(part) and not is_remote(where)
                 for shard in range(len(shards.samples_per_shard)) if is_looked_at else ():
                     shards.open_shard(shard)
-        if part == "test" and self.test_languages and not set(self.test_languages) & set(found):
+        wanted = self.finetune.test_languages
+        if part == "test" and wanted and not set(wanted) & set(found):
             raise ConfigError(
                 where="finetune.test_languages", expected=f"languages of {where}: {', '.join(sorted(found))}",
-                got=", ".join(self.test_languages), do="Name one of these, or measure another set.",
+                got=", ".join(wanted), do="Name one of these, or measure another set.",
             )  # fmt: skip
 
     def is_whole(self, last: Result) -> bool:
@@ -132,18 +127,13 @@ class RetrievalEvaluation(TaskEvaluation):
             if (not languages or language in languages)
             and (self.predictions(name, language), texts.data_sha256) not in known
         }
-        if not captions:
-            return
-        files = RowFiles(self._folder / FEATURES, self.engine.collectives)
-        try:
-            images = self._retriever.images(files, found)
-            for language, of_language in captions.items():
-                texts = self._retriever.texts(files, of_language.texts)
-                yield self._language(found, language, of_language, images, texts, began)
-                began = time.monotonic()
-                self.engine.collectives.barrier()  # nobody reads the language's features any more
-        finally:
-            files.clear()
+
+        def measure(language: str, texts: Captions, images: Encoded, encoded: Encoded) -> Measured:
+            return self._language(found, language, texts, images, encoded, began)
+
+        for measured in self._retriever.by_language(found, captions, measure) if captions else ():
+            yield measured
+            began = time.monotonic()
 
     def _open(self, name: str, where: str, part: Part) -> RetrievalSet:
         key = (name, where, part)

@@ -46,7 +46,6 @@ class RetrievalSet:
     """Images, and their captions by language."""
 
     keys: Sequence[str]
-    """Of the images."""
     identities: Sequence[int]
     """Equal numbers show the same thing."""
     captions: Mapping[Language, Captions]

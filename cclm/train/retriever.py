@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -23,11 +24,13 @@ from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
 from cclm.evaluate.rerank import PairNumbers
 from cclm.evaluate.retrieval import QUERIES_AT_ONCE, Nearest, Rows, joined, nearest_of_block
 from cclm.train.mapped_rows import RowFiles, stays_in_memory
-from cclm.train.retrieval_sets import RetrievalSet
-from cclm.train.shared_evaluation import SharedEvaluation
+from cclm.train.retrieval_sets import Captions, RetrievalSet
+from cclm.train.shared_evaluation import Made, SharedEvaluation
 from cclm.views.annotated.source import batches_of
 
 FLOAT_BYTES = 4
+FEATURES = "features"
+"""In the run folder while a set is measured: features that do not stay in memory."""
 
 
 Features: TypeAlias = tuple[Tensor, Tensor | None]
@@ -71,6 +74,22 @@ class Retriever:
     def texts(self, files: RowFiles, texts: Sequence[str]) -> Encoded:
         """Encode texts."""
         return self._encoded_rows(files, "texts", texts, self._encode_texts, self.max_tokens)
+
+    def by_language(
+        self,
+        found: RetrievalSet,
+        captions: Mapping[str, Captions],
+        measure: Callable[[str, Captions, Encoded, Encoded], Made],
+    ) -> Iterator[Made]:
+        """Yield what is measured of each language: its captions, all images of the set, and these texts."""
+        files = RowFiles(Path(self.work.config.run_folder) / FEATURES, self._engine.collectives)
+        try:
+            images = self.images(files, found)
+            for language, of_language in captions.items():
+                yield measure(language, of_language, images, self.texts(files, of_language.texts))
+                self._engine.collectives.barrier()  # nobody reads the language's features any more
+        finally:
+            files.clear()
 
     def _encoded_rows(
         self, files: RowFiles, name: str, rows: Any, encode: Callable[[Any, bool], Features], num_tokens: int
@@ -165,28 +184,32 @@ class Retriever:
         return list(batches_of(given, self.batch_size))
 
     def _encode_images(self, found: RetrievalSet, number_B: Tensor, keeps: bool) -> Features:
-        """Return features of some images, and their states if these are wanted, on the CPU."""
         images = (decode_image(found.image(number), where=found.keys[number]) for number in number_B.tolist())
         pixels = [torch.from_numpy(eval_image(image, self.transform)) for image in images]
         images_BCHW = torch.stack(pixels).to(self._engine.device)
 
-        def probe(module: nn.Module) -> dict[str, Tensor]:
-            model: Any = module.model
+        def run(model: Any) -> tuple[Tensor, Tensor]:
             state_BND = model.encode_images(images_BCHW)
-            return _made(model.project_images(state_BND), state_BND, keeps=keeps)
+            return model.project_images(state_BND), state_BND
 
-        return _on_cpu(self._engine.evaluate(probe))
+        return self._encoded(run, keeps)
 
     def _encode_texts(self, texts: Sequence[str], keeps: bool) -> Features:
-        """Return features of some texts, and their states if these are wanted, on the CPU."""
         tokens = self._tokens(texts)
 
-        def probe(module: nn.Module) -> dict[str, Tensor]:
-            model: Any = module.model
+        def run(model: Any) -> tuple[Tensor, Tensor]:
             state_BLD = model.encode_texts(tokens.ids_BL, tokens.mask_BL)
-            return _made(model.project_texts(state_BLD, tokens.mask_BL), state_BLD, keeps=keeps)
+            return model.project_texts(state_BLD, tokens.mask_BL), state_BLD
 
-        return _on_cpu(self._engine.evaluate(probe))
+        return self._encoded(run, keeps)
+
+    def _encoded(self, run: Callable[[Any], tuple[Tensor, Tensor]], keeps: bool) -> Features:
+        def probe(module: nn.Module) -> dict[str, Tensor]:
+            feature_BE, state_BLD = run(module.model)
+            return {"features": feature_BE.float(), **({"states": state_BLD} if keeps else {})}
+
+        made = self._engine.evaluate(probe)
+        return made["features"].cpu(), made["states"].cpu() if keeps else None
 
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         return pad([self.encoded(text) for text in texts], self.tokenizer.pad_id).to(self._engine.device)
@@ -199,11 +222,3 @@ class Retriever:
             if error.reason != "text_empty":
                 raise
             return [self.tokenizer.bos_id, self.tokenizer.eos_id]
-
-
-def _made(feature_BE: Tensor, state_BLD: Tensor, *, keeps: bool) -> dict[str, Tensor]:
-    return {"features": feature_BE.float(), **({"states": state_BLD} if keeps else {})}
-
-
-def _on_cpu(made: Mapping[str, Tensor]) -> Features:
-    return made["features"].cpu(), made["states"].cpu() if "states" in made else None

@@ -100,7 +100,6 @@ def roll_back(run: Run, error: CclmError) -> int:
 
 
 def _note(run_folder: Path, rollback: Rollback, error: CclmError) -> None:
-    """Write the line of a rollback, durably, and say it."""
     values = asdict(rollback)
     lines = StepLines(run_folder / ROLLBACKS_FILE)
     lines.append(values.pop("step"), {**values, "time": round(time.time(), 3), "why": str(error)})

@@ -20,8 +20,7 @@ from cclm.rows.guard import MEND
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
 from cclm.views.annotated.options import AnnotatedConfig, language_of
 from cclm.views.annotated.rows import Row, RowSet
-from cclm.views.annotated.source import AnnotatedSource, batches_of
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, batches_of
 
 
 @dataclass(kw_only=True)

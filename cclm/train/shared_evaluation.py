@@ -21,7 +21,6 @@ from cclm.files.lines import StepLines
 from cclm.run.checkpoints import Pins, pin
 from cclm.run.status import RankStatus
 from cclm.train.health import BAD_STEPS_FILE
-from cclm.train.measurement import Evaluation, EvaluationStopped
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -31,6 +30,45 @@ ROUNDS_AT_ONCE = 8
 """Batches of each rank until they exchange what they made, and hear a request to stop."""
 SIGN_OF_LIFE_S = 10.0
 """Between two words of a rank that evaluates."""
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - no error: somebody asked
+    """Raised by an evaluation on every rank, when one is asked to stop while it measures what `step` updates made."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class Evaluation:
+    """What is measured while a run trains, and when it is done; here nothing. Its methods are called on every rank.
+
+    All may raise `EvaluationStopped`.
+    """
+
+    is_asked: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether a rank is asked to stop; a collective. The loop sets it."""
+    beat: Callable[[], None] = staticmethod(lambda: None)
+    """Says that it goes on; called for every batch. The loop sets it."""
+    record: Callable[[int, Mapping[str, float]], None] = staticmethod(lambda step, values: None)
+    """Writes numbers of a step into the log. The loop sets it."""
+
+    def is_due(self, step: int) -> bool:
+        """Return whether something will be measured after `step` updates. No collective."""
+        return False
+
+    def resume(self, step: int) -> None:
+        """Measure what is due at `step`, where a run goes on, if an earlier attempt was stopped before it had."""
+
+    def after(self, step: int) -> bool:
+        """Measure after `step` updates, if it is due; return whether it was: then these weights are saved."""
+        return False
+
+    def rewind(self, step: int) -> None:
+        """Forget what was measured after `step` updates: the run has gone back to there."""
+
+    def finish(self) -> None:
+        """Measure what was trained, before the run counts as done."""
 
 
 @dataclass(kw_only=True)
@@ -87,23 +125,18 @@ class SharedEvaluation(Evaluation):
             pin(self._folder, Pins(steps=steps, keep=self.config.checkpoint.keep_best, proven=proven))
 
     def in_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        """As `turns`, in a list."""
         return list(self.turns(batches, compute))
 
     def turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> Iterator[Made]:
-        """As `in_turns`, one after another, so that not all must stay in memory. Every rank takes them to the end."""
+        """As the function, and say now and then that this rank is alive: who watches it takes silence for a hang.
+
+        Every rank takes them to the end, or all raise EvaluationStopped: one was asked to stop.
+        """
         return turns(self.engine, batches, partial(self._alive, compute), self._obey)
 
     def own_turns(self, batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective.
-
-        Raises:
-            EvaluationStopped: a rank was asked to stop; on every rank alike.
-        """
+        """Return what this rank makes of its batches, which it keeps for itself: `compute` is no collective."""
         ranks, made = self.engine.collectives, list[Made]()
         at_once = ROUNDS_AT_ONCE * ranks.world_size
         for begin in range(0, len(batches), at_once):
@@ -123,11 +156,6 @@ class SharedEvaluation(Evaluation):
     def _obey(self) -> None:
         if self.is_asked():
             raise EvaluationStopped(self._step)
-
-
-def in_turns(engine: Engine[Batch], batches: Sequence[Given], compute: Callable[[Given], Made]) -> list[Made]:
-    """Return what `turns` yields."""
-    return list(turns(engine, batches, compute))
 
 
 def turns(

@@ -28,8 +28,7 @@ from cclm.ops.contrastive import AllRows, LogSums
 from cclm.ops.contrastive_operator import log_sums
 from cclm.ops.hard_negatives import draw_in_blocks
 from cclm.train.teaching import logs_of_relations
-from cclm.views.rows import States
-from cclm.views.view import Contribution, Pairing
+from cclm.views.view import Contribution, Pairing, States
 
 Named = Mapping[str, Tensor]
 
@@ -204,12 +203,7 @@ class Sharing:
         They are `states` itself, if this rank holds whole groups; else those of all ranks that share them.
 
         With gradient. Two collectives, or none.
-
-        Args:
-            view, part: whose rows.
-            states: of this rank's rows.
-            row_F: their numbers in the global batch.
-            length: texts travel with so many tokens; None: all ranks have the same number.
+        `row_F`: numbers in the global batch. `length`: texts travel with so many tokens; None: all ranks have the same.
         """
         rows, own = self.rows_of_part(view), self.collectives.rank
         blocks = rank_blocks(sum(rows), self.configs[view].negative_group, self.collectives.world_size)

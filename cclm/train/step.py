@@ -70,17 +70,7 @@ class CrossViewTraining(nn.Module):
         self.teacher_maps = teacher_maps(configs, model.config.projection_width, seed)
         self.pad_id = model.config.options().text.pad_token_id
         self.has_heads, self.has_words = model.text_projection is not None, model.masked_lm_transform is not None
-        self.kernels = kernels
-        self.frozen_texts: FrozenTexts | None = None
-
-    def remember_frozen_texts(self, limit_bytes: int) -> None:
-        """Let texts pass the frozen first layers of the text encoder once, and remember so many bytes of their states.
-
-        Raises:
-            ConfigError: there are no such layers.
-        """
-        width = self.model.config.options().width
-        self.frozen_texts = FrozenTexts(self.model.text_encoder, width, self.kernels, limit_bytes)
+        self.frozen_texts: FrozenTexts | None = None  # whoever freezes them may set it
 
     def forward(self, batch: Batch) -> Losses:
         """Return the losses of this rank's share of an update (of a micro-batch of it).
@@ -148,7 +138,7 @@ class CrossViewTraining(nn.Module):
             parts = {name: replace(part, masked=None) for name, part in parts.items()}
         for name, part in parts.items():
             known |= told(name, views[name], part, temperature)
-            known |= told_of_teacher(name, views[name], part.taught, self.views[name].config.taught_by)
+            known |= told_of_teacher(name, views[name], part.taught, self.views[name].config.teacher)
         return views, parts, temperature, known
 
     def _encode(self, views: Mapping[str, ViewBatch], step_key: int) -> dict[str, EncodedView]:

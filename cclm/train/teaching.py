@@ -26,7 +26,7 @@ def teacher_maps(views: Views, width: int, seed: int) -> nn.ModuleDict:
     """
     maps = nn.ModuleDict()
     for name, view in views.items():
-        teacher = view.taught_by
+        teacher = view.teacher
         if teacher is not None and teacher.form == "cosine" and teacher.width != width:
             linear = maps[name] = nn.Linear(width, teacher.width, bias=False)
             generator = torch.Generator().manual_seed(hash63(f"teacher:{seed}:{name}"))
@@ -53,7 +53,7 @@ def logs_of_relations(own: Mapping[str, Tensor], shared: Mapping[str, Tensor], v
     """Return the log-sum-exps of this rank's rows for the relational losses, by `view/taught/side/logs`."""
     found = {}
     for key in [name.removesuffix("/row") for name in own if name.endswith("/row")]:
-        teacher = views[key.partition("/")[0]].taught_by
+        teacher = views[key.partition("/")[0]].teacher
         assert teacher is not None, "it has told its rows"
         mine, every = (_relations(key, of) for of in (own, shared))
         found[f"{key}/logs"] = relation_logs(mine, every, teacher.temperature)

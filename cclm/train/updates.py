@@ -68,18 +68,7 @@ class StepResult:
     grad_norms: OnTheWay
     """Of each update."""
     applied: Sequence[bool] = (True,)
-    """Whether each update was made."""
     skipped: Sequence[SkippedUpdate] = ()
-    """Those that were not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Beyond which an update is skipped."""
-
-    max_loss: float = math.inf
-    max_norm: Callable[[int, int], float] = lambda step, number: math.inf
-    """Of a step and the number of its update."""
 
 
 def update(
@@ -87,15 +76,17 @@ def update(
     batch: Batch,
     schedule: Schedule,
     is_asked: Callable[[], bool] = lambda: False,
-    limits: Limits | None = None,
     clock: SectionClock = NO_CLOCK,
+    *,
+    max_loss: float = math.inf,
+    max_norm: Callable[[int, int], float] = lambda step, number: math.inf,
 ) -> StepResult | None:
     """Do a step: forward and backward of every micro-batch, then the update, for each of the step's updates.
 
     `is_asked` is called between micro-batches, on every rank alike, as long as no update is made: when it says yes the
-    step is abandoned, and None returned.
+    step is abandoned, and None returned. An update is skipped if its loss is not below `max_loss`, or its gradient norm
+    above `max_norm` (of the step, and its number there).
     """
-    limits = limits or Limits()
     metrics, norms = list[Mapping[str, Tensor]](), list[Tensor]()
     applied, skipped = list[bool](), list[SkippedUpdate]()
     for parts in zip(*(updates_of(part, schedule) for part in batch.parts), strict=True):
@@ -106,12 +97,12 @@ def update(
                 engine.abandon_step()
                 return None
             losses = engine.forward(part)  # it and its backward pass say themselves where they are
-            engine.backward(losses._replace(total=guarded(losses.total, limits.max_loss)))
+            engine.backward(losses._replace(total=guarded(losses.total, max_loss)))
             found.append(losses.metrics)
             clock.enter("losses")
         number = len(norms)
         clock.enter("optimizer")
-        statistics = engine.update(batch.step, limits.max_norm(batch.step, number))
+        statistics = engine.update(batch.step, max_norm(batch.step, number))
         applied.append(statistics.was_applied)
         if not statistics.was_applied:
             bad = SkippedUpdate(number=number, views=tuple(parts[0].views), bad_gradients=statistics.bad_gradients)

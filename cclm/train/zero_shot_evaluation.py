@@ -6,7 +6,7 @@ after every_steps    sets, shared out to the ranks ─▶ log.jsonl, evaluations
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -27,12 +27,9 @@ from cclm.evaluate.owned import Own, gathered, rerank_owned
 from cclm.evaluate.rerank import SCORE_TOLERANCE
 from cclm.evaluate.retrieval import recall
 from cclm.hub.open import longest_text, transform_of
-from cclm.train.mapped_rows import RowFiles
-from cclm.train.measurement import Evaluation
-from cclm.train.retrieval_evaluation import FEATURES
 from cclm.train.retrieval_sets import Captions, RetrievalSet, sharded_set
 from cclm.train.retriever import Encoded, Retriever
-from cclm.train.shared_evaluation import SharedEvaluation
+from cclm.train.shared_evaluation import Evaluation, SharedEvaluation
 
 Numbers = dict[str, float]
 """In percent, by what they count."""
@@ -46,11 +43,7 @@ class ZeroShotEvaluation(SharedEvaluation):
     tokenizer: TextTokenizer
 
     def __post_init__(self) -> None:
-        """Read all captions, so that what is wrong with a set is said now; rank 0 does, and tells the others.
-
-        Raises:
-            ConfigError, DataError: a set cannot be read, or has nothing in a language that is asked for.
-        """
+        """Read all captions, so that what is wrong with a set is said now; rank 0 does, and tells the others."""
         once, cache = partial(made_by_first, self.engine.collectives), self.config.data.cache
         self._sets = {name: sharded_set(where, cache, 1, once) for name, where in sorted(self.settings.sets.items())}
         self._languages = {name: self._languages_of(name, found) for name, found in self._sets.items()}
@@ -105,25 +98,18 @@ class ZeroShotEvaluation(SharedEvaluation):
         return line.get("kind") == self._kind
 
     def _measure(self, name: str, found: RetrievalSet) -> Numbers:
-        """Return "GROUP/NUMBER" of a set."""
-        by_language = dict(self._measured(found, self._languages[name]))
+        captions = {language: found.captions[language] for language in self._languages[name]}
+
+        def measure(language: str, texts: Captions, *encoded: Encoded) -> tuple[str, Numbers]:
+            return language, self._language(found, texts, *encoded)
+
+        by_language = dict(self._retriever.by_language(found, captions, measure))
         groups = {ALL: by_language, **self.settings.groups, **{language: [language] for language in by_language}}
         return {
             f"{group}/{number}": sum(by_language[language][number] for language in members) / len(members)
             for group, members in groups.items()
             for number in self.settings.numbers
         }
-
-    def _measured(self, found: RetrievalSet, languages: Sequence[str]) -> Iterator[tuple[str, Numbers]]:
-        files = RowFiles(self._folder / FEATURES, self.engine.collectives)
-        try:
-            images = self._retriever.images(files, found)
-            for language in languages:
-                captions = found.captions[language]
-                yield language, self._language(found, captions, images, self._retriever.texts(files, captions.texts))
-                self.engine.collectives.barrier()  # nobody reads the language's features any more
-        finally:
-            files.clear()
 
     def _language(self, found: RetrievalSet, captions: Captions, images: Encoded, texts: Encoded) -> Numbers:
         """Let each text find its image among all, and each image that has a text here its text."""
@@ -144,7 +130,6 @@ class ZeroShotEvaluation(SharedEvaluation):
         }
 
     def _recalls(self, own: Mapping[str, Tensor], queries: Mapping[str, Own], asked_I: Tensor) -> Numbers:
-        """Return the recalls of both directions, from what the ranks have found."""
         exchange = self.engine.collectives.exchange
         rank = {way: gathered(queries[way].number_Q, {"": rank_Q}, exchange)[""] for way, rank_Q in own.items()}
         rank["i2t"] = rank["i2t"][asked_I]

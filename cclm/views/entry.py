@@ -18,9 +18,7 @@ class ViewEntry:
     """A view that a configuration may name."""
 
     config: type[ViewConfig]
-    """Its settings."""
     load: Callable[[], type[View[Any, Any]]]
-    """Import and return its class."""
     title: str
     """For people."""
     unit: str

@@ -12,10 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cclm.data.batch import PixelScale, Tokens, ViewBatch
+from cclm.data.batch import PixelScale, ViewBatch
 from cclm.objectives.options import ObjectiveConfig
-from cclm.views.rows import FusionRows
-from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, Pairing
+from cclm.views.view import Contrast, Contribution, EncodedView, FusionRows, LocatedRows, Pairing
 
 BatchType = TypeVar("BatchType", bound="ImageBatch")
 
@@ -28,15 +27,8 @@ class ImageBatch(ViewBatch):
     """Normalised float32, or bytes, for `normalised` on the device."""
     pixel_scale: PixelScale
     """How images that are bytes are to be normalised."""
-    text: Tokens
-    """One for each row."""
     identity_R: Int[Tensor, " r"]
     """63-bit hash of what each row is about; equal values are positives of each other."""
-
-    @property
-    def texts(self) -> tuple[Tokens, ...]:
-        """The rows' texts."""
-        return (self.text,)
 
     @property
     def images(self) -> Tensor:

@@ -12,6 +12,7 @@ Settings load without torch, so that a login node can check a recipe; what train
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -27,46 +28,18 @@ if TYPE_CHECKING:
     from cclm.views.view import View
 
 
-def _image_text() -> type[View[Any, Any]]:
+def _own(name: str) -> type[View[Any, Any]]:
+    from cclm.views.annotated.answer import AnswerView
+    from cclm.views.annotated.classify import ClassifyView
+    from cclm.views.annotated.locate import LocateView
+    from cclm.views.annotated.retrieve import RetrieveView
     from cclm.views.image_text.view import ImageTextView
-
-    return ImageTextView
-
-
-def _regions() -> type[View[Any, Any]]:
     from cclm.views.regions.view import RegionView
-
-    return RegionView
-
-
-def _text_pair() -> type[View[Any, Any]]:
     from cclm.views.text_pair.view import TextPairView
 
-    return TextPairView
-
-
-def _classify() -> type[View[Any, Any]]:
-    from cclm.views.annotated.classify import ClassifyView
-
-    return ClassifyView
-
-
-def _answer() -> type[View[Any, Any]]:
-    from cclm.views.annotated.answer import AnswerView
-
-    return AnswerView
-
-
-def _locate() -> type[View[Any, Any]]:
-    from cclm.views.annotated.locate import LocateView
-
-    return LocateView
-
-
-def _retrieve() -> type[View[Any, Any]]:
-    from cclm.views.annotated.retrieve import RetrieveView
-
-    return RetrieveView
+    views: dict[str, type[View[Any, Any]]] = {"image_text": ImageTextView, "regions": RegionView}
+    views |= {"text_pair": TextPairView, "classify": ClassifyView, "answer": AnswerView}
+    return (views | {"locate": LocateView, "retrieve": RetrieveView})[name]
 
 
 Table = Mapping[str, ViewEntry]
@@ -76,7 +49,7 @@ ENTRY_POINTS = "cclm.views"
 OWN: dict[str, ViewEntry] = {
     "image_text": ViewEntry(
         config=ImageTextConfig,
-        load=_image_text,
+        load=partial(_own, "image_text"),
         title="Image–text view",
         unit="images",
         contrastive="itc",
@@ -84,7 +57,7 @@ OWN: dict[str, ViewEntry] = {
     ),
     "regions": ViewEntry(
         config=RegionConfig,
-        load=_regions,
+        load=partial(_own, "regions"),
         title="Regions",
         unit="texts of regions",
         contrastive="itc",
@@ -92,18 +65,24 @@ OWN: dict[str, ViewEntry] = {
     ),
     "text_pair": ViewEntry(
         config=TextPairConfig,
-        load=_text_pair,
+        load=partial(_own, "text_pair"),
         title="Text–text view",
         unit="pairs",
         contrastive="ttc",
         matching="ttm",
     ),
-    "classify": ViewEntry(config=ClassifyConfig, load=_classify, title="Classes of images with texts", unit="rows"),
-    "answer": ViewEntry(config=AnswerConfig, load=_answer, title="Questions about images", unit="questions"),
-    "locate": ViewEntry(config=LocateConfig, load=_locate, title="Phrases about parts of images", unit="phrases"),
+    "classify": ViewEntry(
+        config=ClassifyConfig, load=partial(_own, "classify"), title="Classes of images with texts", unit="rows"
+    ),
+    "answer": ViewEntry(
+        config=AnswerConfig, load=partial(_own, "answer"), title="Questions about images", unit="questions"
+    ),
+    "locate": ViewEntry(
+        config=LocateConfig, load=partial(_own, "locate"), title="Phrases about parts of images", unit="phrases"
+    ),
     "retrieve": ViewEntry(
         config=RetrieveConfig,
-        load=_retrieve,
+        load=partial(_own, "retrieve"),
         title="Images with captions of annotation files",
         unit="captions",
         contrastive="itc",
@@ -138,7 +117,6 @@ def installed_views(taken: Table = OWN) -> dict[str, ViewEntry]:
 
 
 VIEWS: dict[str, ViewEntry] = {**OWN, **installed_views()}
-"""All views."""
 
 
 def make_views(configs: Views, table: Table = VIEWS) -> dict[str, View[Any, Any]]:

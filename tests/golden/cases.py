@@ -18,7 +18,7 @@ from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.contrastive import contrastive
 from cclm.objectives.matching import matching
-from cclm.objectives.tokens import masked_lm
+from cclm.ops.linear_cross_entropy import linear_cross_entropy
 from tests.gathering import all_rows, gather_of
 
 Inputs = dict[str, Tensor]
@@ -156,7 +156,7 @@ class Runner:
             logits = self.model.decode_with(hidden, functional.linear)
             outcome.values["mlm_logits"] = logits.view(*slot_BS.shape, -1)
         hidden_TD = self.model.masked_lm_states(gathered[real])
-        losses = self.model.decode_with(hidden_TD, partial(masked_lm, label_T=label_BS[real]))
+        losses = self.model.decode_with(hidden_TD, partial(linear_cross_entropy, label_T=label_BS[real]))
         outcome.losses["loss_mlm"] = losses.total / max(1, hidden_TD.shape[0])
 
     def _translation_lm(self, inputs: Inputs, outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ import torch
 from cclm.distributed.agreement import Request, agree_on_step, batch_structure, check_same_values
 from cclm.distributed.collectives import SINGLE, collectives
 from cclm.errors import ConfigError
-from cclm.train.pace import Pace
+from cclm.train.speed import Pace
 from cclm.views.text_pair.view import TextPairBatch
 from tests.ranks.harness import on_ranks
 from tests.ranks.toy import joint_batch

@@ -14,10 +14,9 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.recipe.epochs import with_epochs
 from cclm.train.row_evaluation import predict_rows
-from cclm.train.shared_evaluation import in_turns
+from cclm.train.shared_evaluation import turns
 from cclm.views.annotated.rows import RowSet
-from cclm.views.annotated.source import AnnotatedSource, batches_of
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, batches_of
 from tests.ranks.harness import on_ranks
 from tests.tiny_finetune import SIZES, alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
@@ -40,7 +39,7 @@ def predictions(settings: dict[str, Any], batch_size: int, engine: str) -> Seque
     assert isinstance(source, AnnotatedSource)
     assert isinstance(view, AnnotatedView)
     rows = RowSet(config.views["classify"].path("annotations/en/test.jsonl"), "xvnli", "en")  # type: ignore[attr-defined]
-    parts = in_turns(built, list(batches_of(rows.rows, batch_size)), partial(predict_rows, built, view, source))
+    parts = turns(built, list(batches_of(rows.rows, batch_size)), partial(predict_rows, built, view, source))
     return [line for lines in parts for line in lines]
 
 

@@ -13,8 +13,9 @@ A rank holds its shares, and besides them the parameters of the one module that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as torch_dist
@@ -48,8 +49,12 @@ def sharded_construction(ds_config: Mapping[str, Any] | None, topology: Topology
         yield
         return
     deepspeed, exact = _started(ds_config, topology), torch.arange
-    # Without `dtype`: on a CPU any value of it gives bf16 parameters (DeepSpeed 0.19).
-    with one_thread(), deepspeed.zero.Init(config_dict_or_path=dict(ds_config)), _drawn_whole(), _ranges_by(exact):
+    with (
+        one_thread(),
+        deepspeed.zero.Init(config_dict_or_path=dict(ds_config)),  # with any `dtype` it is bf16 on a CPU (0.19)
+        _drawn_whole(),
+        patch.object(torch, "arange", exact),  # rotary towers compute of it what positions are turned by
+    ):
         yield
 
 
@@ -137,18 +142,7 @@ def whole_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
         yield torch_dist.get_rank() == 0
 
 
-@contextmanager
-def _ranges_by(arange: Any) -> Iterator[None]:
-    """Let modules count as exactly as elsewhere: rotary towers compute of it what positions are turned by."""
-    rounding, torch.arange = torch.arange, arange
-    try:
-        yield
-    finally:
-        torch.arange = rounding
-
-
-@contextmanager
-def _drawn_whole() -> Iterator[None]:
+def _drawn_whole() -> AbstractContextManager[Any]:
     """Let transformers draw the weights of modules whose parameters are already shared out."""
     draw = PreTrainedModel._initialize_weights
 
@@ -159,8 +153,4 @@ def _drawn_whole() -> Iterator[None]:
         with whole_parameters(parameters), torch.no_grad():
             draw(model, module, *arguments, **options)
 
-    PreTrainedModel._initialize_weights = draw_whole
-    try:
-        yield
-    finally:
-        PreTrainedModel._initialize_weights = draw
+    return patch.object(PreTrainedModel, "_initialize_weights", draw_whole)

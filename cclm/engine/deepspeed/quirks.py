@@ -55,9 +55,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as torch_dist
@@ -85,8 +86,12 @@ def start_deepspeed(device: torch.device) -> Any:
         deepspeed.utils.nvtx.enable_nvtx = False  # marks for a GPU profiler, some hundred a step
         from deepspeed.runtime.comm import coalesced_collectives
 
-        coalesced_collectives._torch_reduce_scatter_fn = _reduce_scatter
-    _import_muon_without_compiler()
+        coalesced_collectives._torch_reduce_scatter_fn = (
+            lambda parts, own, group=None: reduce_scatter(own, parts, group)  # in its order of arguments
+        )
+    # What it asks about Muon calls torch.compile, which would load for seconds; another DeepSpeed may not have it.
+    with suppress(ImportError), patch.object(torch, "compile", lambda function: function):
+        import deepspeed.runtime.zero.muon.original_muon
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo")
     return deepspeed
 
@@ -184,20 +189,3 @@ def check_parameters_have_dimensions(module: nn.Module) -> None:
             do="Give them the shape (1,).",
             where="training module",
         )
-
-
-def _reduce_scatter(parts: Tensor, own: Tensor, group: Any = None) -> None:
-    """DeepSpeed's, in its order of arguments."""
-    reduce_scatter(own, parts, group)
-
-
-def _import_muon_without_compiler() -> None:
-    """Import the file that DeepSpeed asks about Muon; it calls torch.compile, which would load for seconds."""
-    compile_function = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
-    try:
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    except ImportError:  # another DeepSpeed without it
-        pass
-    finally:
-        torch.compile = compile_function

@@ -16,10 +16,11 @@ the device. Which gradients are not finite is looked at in a skipped update only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +51,15 @@ def update_or_skip(runner: Any, module: nn.Module, stage: int, max_norm: float) 
 
     with ExitStack() as stack:
         is_bf16_optimizer = hasattr(zero, "fp32_groups_flat_partition")
-        stack.enter_context(_wrapped(zero, "clear_hp_grads" if is_bf16_optimizer else "_update_scale", look))
+        stack.enter_context(_around(zero, "clear_hp_grads" if is_bf16_optimizer else "_update_scale", look))
         if max_norm < torch.inf:
             limit = partial(_limited, max_norm * scale, norms)
             if is_bf16_optimizer:
                 import deepspeed.runtime.bf16_optimizer as owner
 
-                stack.enter_context(_wrapped(owner, "get_global_norm_of_tensors", limit))
+                stack.enter_context(_around(owner, "get_global_norm_of_tensors", limit))
             else:
-                stack.enter_context(_wrapped(zero, "_get_norm_groups" if stage == 3 else "scaled_global_norm", limit))
+                stack.enter_context(_around(zero, "_get_norm_groups" if stage == 3 else "scaled_global_norm", limit))
         runner.step()
     for scale_anew in scales_anew:
         scale_anew()
@@ -77,7 +78,7 @@ def _update_whole(runner: Any, module: nn.Module, max_norm: float) -> Updated:
     bad, optimizer = not_finite(module, lambda parameter: parameter.grad), runner.optimizer
     optimizer.overflow = True
     try:
-        with _wrapped(optimizer, "step", lambda original, *arguments: None):
+        with patch.object(optimizer, "step", lambda *arguments: None):
             runner.step()
     finally:
         del optimizer.overflow
@@ -98,7 +99,6 @@ def _limited(
 
 
 def _gradient_of(zero: Any, stage: int, parameter: Any) -> Tensor | None:
-    """This rank's share of a parameter's averaged gradient."""
     if stage == 3:
         share: Tensor = zero.get_local_fp32_grad_for_param(parameter)
         return share
@@ -106,15 +106,6 @@ def _gradient_of(zero: Any, stage: int, parameter: Any) -> Tensor | None:
     return None if place is None else place.get_lp_grad_fragment(parameter._index_in_param_group)
 
 
-@contextmanager
-def _wrapped(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+def _around(owner: Any, name: str, around: Callable[..., Any]) -> AbstractContextManager[Any]:
     """Let `around(original, …)` be called in place of a function of a module, or of a method of one object."""
-    is_own, original = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, partial(around, original))
-    try:
-        yield
-    finally:
-        if is_own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
+    return patch.object(owner, name, partial(around, getattr(owner, name)))

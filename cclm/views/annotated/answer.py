@@ -24,20 +24,16 @@ from cclm.annotations.gqa import read_answers
 from cclm.annotations.rows import QuestionRow
 from cclm.data.batch import Tokens
 from cclm.data.collate import int64, pad
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.heads import present
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.options import ObjectiveConfig
 from cclm.objectives.tokens import answer_log_likelihood
-from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import AnswerConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, RowSample
 from cclm.views.images import ImageBatch
-from cclm.views.rows import FusionRows
-from cclm.views.view import Contribution, EncodedView, LocatedRows, RowLoss
+from cclm.views.view import Contribution, EncodedView, RowLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +80,17 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
             )  # fmt: skip
 
     @cached_property
-    def known(self) -> tuple[str, ...]:
+    def _known(self) -> tuple[str, ...]:
         """All answers that are chosen from."""
         return read_answers(self.config.path(self.config.answers))
 
     @cached_property
     def _number(self) -> Mapping[str, int]:
-        return {answer: number for number, answer in enumerate(self.known)}
+        return {answer: number for number, answer in enumerate(self._known)}
 
     @cached_property
     def _candidates(self) -> Tokens:
-        return pad(self.tokenizer.encode(self.known, self.config.max_answer_tokens), self.tokenizer.pad_id)
+        return pad(self.tokenizer.encode(self._known, self.config.max_answer_tokens), self.tokenizer.pad_id)
 
     def collate(self, samples: Sequence[RowSample], rows: range) -> AnswerBatch:
         """Make a batch of samples (ConfigError: a row that is no question)."""
@@ -132,24 +128,17 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
 class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
     """Questions about images."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> AnswerSource:
-        """Open the view's annotation files."""
-        return AnswerSource(self.name, self.config, tokenizer, seed, pad_multiple)
+    source = AnswerSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: AnswerBatch, encoded: EncodedView) -> Contribution:
         """Let each question read its image."""
-        assert encoded.images is not None
-        row_R = torch.arange(len(batch.row_R), device=batch.row_R.device)
-        rows = FusionRows(query=encoded.texts[0].states, memory=encoded.images.states, memory_row_F=row_R)
         has_classes = self.config.head == "classes"
         loss = self._class_loss if has_classes else self._decoder_loss
 
         def losses(model: CCLMModel, fused_RLD: Tensor, mask_RL: Tensor) -> dict[str, RowLoss]:
             return {"answers": RowLoss(loss_F=loss(model, batch, fused_RLD, mask_RL), weight=1.0)}
 
-        counted_R = torch.ones_like(row_R, dtype=torch.float32)
-        located = LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=has_classes)
-        return Contribution(contrasts=(), pairing=None, masked=None, located=located)
+        return self.reading(batch, encoded, losses, is_pooled=has_classes)
 
     def _decoder_loss(self, model: CCLMModel, batch: AnswerBatch, fused_RLD: Tensor, mask_RL: Tensor) -> Tensor:
         """Negative log-likelihood of the answers, of the same weight each (as published) or by their scores."""

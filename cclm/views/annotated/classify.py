@@ -17,18 +17,14 @@ from torch.nn import functional
 
 from cclm.annotations.rows import ClassifyRow
 from cclm.data.collate import int64
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import ClassifyConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Line, RowSample
 from cclm.views.images import ImageBatch
-from cclm.views.rows import FusionRows
-from cclm.views.view import Contribution, EncodedView, LocatedRows, RowLoss
+from cclm.views.view import Contribution, EncodedView, RowLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +32,6 @@ class ClassifyBatch(ImageBatch):
     """R rows; their images stand first image by first image, then second by second."""
 
     label_R: Int[Tensor, " r"]
-    """Their classes."""
 
 
 class ClassifySource(AnnotatedSource[ClassifyConfig, ClassifyBatch]):
@@ -54,20 +49,11 @@ class ClassifySource(AnnotatedSource[ClassifyConfig, ClassifyBatch]):
 class ClassifyView(AnnotatedView[ClassifyConfig, ClassifyBatch]):
     """Images and a text of one of several classes."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> ClassifySource:
-        """Open the view's annotation files."""
-        return ClassifySource(self.name, self.config, tokenizer, seed, pad_multiple)
+    source = ClassifySource
 
     def contribute(self, objectives: ObjectiveConfig, batch: ClassifyBatch, encoded: EncodedView) -> Contribution:
         """Let each text read its image, or its images."""
-        assert encoded.images is not None
-        label_R, number = batch.label_R, self.config.images_per_row
-        row_RI = torch.arange(number * len(label_R), device=label_R.device).view(number, -1).T
-        rows = FusionRows(
-            query=encoded.texts[0].states,
-            memory=encoded.images.states,
-            memory_row_F=row_RI[:, 0] if number == 1 else row_RI,
-        )
+        label_R = batch.label_R
 
         def losses(model: CCLMModel, fused_FLD: Tensor, mask_FL: Tensor) -> dict[str, RowLoss]:
             fused = fused_FLD.chunk(model.config.class_images)
@@ -78,11 +64,7 @@ class ClassifyView(AnnotatedView[ClassifyConfig, ClassifyBatch]):
                 "accuracy": RowLoss(loss_F=is_right_R, weight=None),
             }
 
-        counted_R = torch.ones(len(label_R), device=label_R.device)
-        return Contribution(
-            contrasts=(), pairing=None, masked=None,
-            located=LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=True),
-        )  # fmt: skip
+        return self.reading(batch, encoded, losses)
 
     def predict(self, model: CCLMModel, batch: ClassifyBatch) -> dict[str, Tensor]:
         """Return the probabilities of the classes of each row, {"probability": (R, C)}."""

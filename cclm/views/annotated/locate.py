@@ -18,22 +18,18 @@ from torch import Tensor
 
 from cclm.annotations.rows import BoxRow
 from cclm.data.image import cut, finish, photo_size
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.options import ObjectiveConfig
 from cclm.rows.guard import refuse
-from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import LocateConfig
 from cclm.views.annotated.rows import Row
-from cclm.views.annotated.source import AnnotatedSource, Corners, RowSample
-from cclm.views.annotated.view import AnnotatedView, Line
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView, Corners, Line, RowSample
 from cclm.views.captions import names_a_side
 from cclm.views.images import ImageBatch
 from cclm.views.regions.samples import clip_to_crop, draw_crop
-from cclm.views.rows import FusionRows
-from cclm.views.view import Contribution, EncodedView, LocatedRows, RowLoss
+from cclm.views.view import Contribution, EncodedView, RowLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +104,10 @@ class LocateSource(AnnotatedSource[LocateConfig, LocateBatch]):
 class LocateView(AnnotatedView[LocateConfig, LocateBatch]):
     """Phrases about parts of images."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> LocateSource:
-        """Open the view's annotation files."""
-        return LocateSource(self.name, self.config, tokenizer, seed, pad_multiple)
+    source = LocateSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: LocateBatch, encoded: EncodedView) -> Contribution:
         """Let each phrase read its image."""
-        assert encoded.images is not None
-        row_R = torch.arange(len(batch.row_R), device=batch.row_R.device)
-        rows = FusionRows(query=encoded.texts[0].states, memory=encoded.images.states, memory_row_F=row_R)
 
         def losses(model: CCLMModel, fused_RLD: Tensor, mask_RL: Tensor) -> dict[str, RowLoss]:
             distance_R, overlap_R = box_losses(model.locate_boxes(fused_RLD, mask_RL), batch.box_R4)
@@ -125,9 +116,7 @@ class LocateView(AnnotatedView[LocateConfig, LocateBatch]):
                 "giou": RowLoss(loss_F=overlap_R, weight=objectives.giou_weight),
             }
 
-        counted_R = torch.ones_like(row_R, dtype=torch.float32)
-        located = LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=True)
-        return Contribution(contrasts=(), pairing=None, masked=None, located=located)
+        return self.reading(batch, encoded, losses)
 
     def predict(self, model: CCLMModel, batch: LocateBatch) -> dict[str, Tensor]:
         """Return the boxes of the phrases in pixels of the annotated images, x, y, width, height: (R, 4)."""

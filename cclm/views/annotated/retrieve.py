@@ -18,14 +18,11 @@ from cclm.data.batch import BadSample
 from cclm.data.collate import fusion_draws, int64, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
-from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import RetrieveConfig
 from cclm.views.annotated.rows import text_of
 from cclm.views.annotated.source import AnnotatedSource, RowSample
-from cclm.views.images import ImageBatch, image_rows
-from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
+from cclm.views.image_text.view import ImageTextView
+from cclm.views.images import ImageBatch
 
 
 class RetrieveSource(AnnotatedSource[RetrieveConfig, ImageBatch]):
@@ -62,19 +59,7 @@ class RetrieveSource(AnnotatedSource[RetrieveConfig, ImageBatch]):
         return replace(sample, ledger=sample_hash(self.name, row.id, f"{row.language}:{text_of(row)}"))
 
 
-class RetrieveView(View[RetrieveConfig, ImageBatch]):
+class RetrieveView(ImageTextView):
     """Images with captions of annotation files."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> RetrieveSource:
-        """Open the view's annotation files."""
-        return RetrieveSource(self.name, self.config, tokenizer, seed, pad_multiple)
-
-    def contribute(self, objectives: ObjectiveConfig, batch: ImageBatch, encoded: EncodedView) -> Contribution:
-        """Contrast images and captions, and match them."""
-        assert encoded.images is not None
-        image, text = (
-            Side(feature_NE=feature, identity_N=batch.identity_R)
-            for feature in (encoded.images.feature_BE, encoded.texts[0].feature_BE)
-        )
-        contrasts = [Contrast(name="itc", weight=objectives.itc_weight, pairs=[(image, text)])]
-        return image_rows(objectives, batch, encoded, contrasts)
+    source = RetrieveSource

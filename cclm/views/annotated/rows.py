@@ -80,7 +80,6 @@ READERS: Mapping[Format, Reader] = {
     "refcoco": read_refcoco,
     "captions": read_pairs,
 }
-"""A reader for each format."""
 
 
 @lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""Rows → samples → batches, in the order of epochs; and the same rows in the order of their file, for evaluation.
+"""Annotated rows → samples → batches, in the order of epochs; in the order of their file for evaluation; their views.
 
 epoch      a seeded order of all rows, cut into whole batches; the incomplete last one is dropped
 step k     epoch k // steps, batch k % steps of it, whatever the ranks
@@ -7,13 +7,15 @@ step k     epoch k // steps, batch k % steps of it, whatever the ranks
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cclm.annotations.rows import images_of
 from cclm.data.batch import BadSample, PixelScale
@@ -24,16 +26,20 @@ from cclm.data.ledger import identity_hash, sample_hash
 from cclm.data.seeding import Purpose, keyed_generator
 from cclm.data.source import SampleSource
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError, DataError
+from cclm.model.modeling_cclm import CCLMModel
+from cclm.shardfile.options import CacheConfig
 from cclm.views.annotated.options import AnnotatedConfig
 from cclm.views.annotated.rows import Images, Row, RowSet, text_of
 from cclm.views.captions import names_a_side
 from cclm.views.images import ImageBatch, ImageBuffer
+from cclm.views.view import Contribution, EncodedView, FusionRows, HeadLosses, LocatedRows, View
 
 Corners = tuple[float, float, float, float]
 """Left, top, right, bottom of a box as shares of an image's sides."""
 _DOT: Final = np.zeros((3, 1, 1), np.uint8)
+Line: TypeAlias = Mapping[str, Any]
+"""What is kept of the prediction for a row."""
 Given = TypeVar("Given")
 Settings = TypeVar("Settings", bound=AnnotatedConfig)
 BatchType = TypeVar("BatchType", bound=ImageBatch)
@@ -44,9 +50,7 @@ class RowSample:
     """A row with its images."""
 
     pixels_NCHW: tuple[NDArray[Any], ...]
-    """Of each of its images."""
     ids: Sequence[int]
-    """Of its text."""
     row: Row
     ledger: int
     corners: Corners | None = None
@@ -97,18 +101,18 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
-    def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int = 1) -> None:
-        sources = config.ordered_sources
+    def _open(self, cache: CacheConfig) -> tuple[list[RowSet], EpochStream]:
+        config, sources = self.config, self.config.ordered_sources
         sets = [RowSet(config.path(source.path), config.format, key) for key, source in sources.items()]
-        stream = EpochStream([len(one.rows) for one in sets], seed ^ self.stream_bits, config.batch_size)
+        stream = EpochStream([len(one.rows) for one in sets], self.seed ^ self.stream_bits, config.batch_size)
         if sources and not stream.steps_per_epoch:
             raise ConfigError(
-                where=f"views.{name}.batch_size", expected=f"at most the {stream.total} rows of its sources",
+                where=f"views.{self.name}.batch_size", expected=f"at most the {stream.total} rows of its sources",
                 got=str(config.batch_size), do="Lower it.",
             )  # fmt: skip
-        super().__init__(name, config, tokenizer, seed, pad_multiple, sets, stream)
         self._rows = [one.rows for one in sets]
         self.images = Images(*config.image_folders)
+        return sets, stream
 
     def batch(self, step: int, rows: range, bad: list[BadSample]) -> BatchType:
         """Build the batch of some rows of a step; broken ones are replaced and added to `bad`."""
@@ -197,3 +201,30 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
 def batches_of(rows: Sequence[Given], batch_size: int) -> Iterator[Sequence[Given]]:
     """Yield rows in batches, whole but for the last."""
     return (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+
+
+class AnnotatedView(View[Settings, BatchType]):
+    """A view whose rows have right answers."""
+
+    def reading(
+        self, batch: BatchType, encoded: EncodedView, losses: HeadLosses, *, is_pooled: bool = True
+    ) -> Contribution:
+        """Let each text read its image, or its images, for the view's own head."""
+        assert encoded.images is not None
+        row_RI = torch.arange(self.config.images_per_row * len(batch.row_R), device=batch.row_R.device)
+        row_RI = row_RI.view(self.config.images_per_row, -1).T
+        rows = FusionRows(
+            query=encoded.texts[0].states,
+            memory=encoded.images.states,
+            memory_row_F=row_RI[:, 0] if self.config.images_per_row == 1 else row_RI,
+        )
+        counted_R = torch.ones(len(batch.row_R), device=batch.row_R.device)
+        return Contribution(located=LocatedRows(rows=rows, counted_F=counted_R, losses=losses, is_pooled=is_pooled))
+
+    @abstractmethod
+    def predict(self, model: CCLMModel, batch: BatchType) -> dict[str, Tensor]:
+        """Compute what is predicted for the rows of a batch, by the methods that an export has, too."""
+
+    @abstractmethod
+    def judge(self, rows: Sequence[Row], outputs: Mapping[str, Tensor]) -> list[Line]:
+        """Say what was predicted for each row, and what is right, as `cclm.evaluate.scores` has it."""

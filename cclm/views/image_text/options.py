@@ -45,10 +45,5 @@ class ImageTextConfig(ImageViewConfig):
 
     captions_per_image: Literal[1, 2] = 1
     """2: a second caption in another language joins the contrastive losses (published as `sample_2_captions`)."""
-    teacher: TeacherConfig | None = None
+    teacher: TeacherConfig | None = None  # type: ignore[misc]
     """Pull features of captions, and of images that it has, to those of another model; null: none."""
-
-    @property
-    def taught_by(self) -> TeacherConfig | None:
-        """The teacher of captions and images."""
-        return self.teacher

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +23,14 @@ from cclm.data.decoding import decode_image
 from cclm.data.image import prepare, training_pixels
 from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
-from cclm.data.source import Source
+from cclm.data.source import Keys, Source
 from cclm.data.stream import Address
-from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import ImageTextRecord
 from cclm.views.captions import choose_caption, other_captions
-from cclm.views.image_text.options import ImageTextConfig
+from cclm.views.image_text.options import ImageTextConfig, ImageViewConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.view import Contrast, Contribution, EncodedView, Side, View
 
@@ -60,7 +59,6 @@ class ImageTextSample:
     second_ids: Sequence[int] | None
     """Another caption of it; None unless two are wanted."""
     languages: Sequence[str]
-    """Of its captions."""
     identity: int
     """63-bit hash of what the image shows."""
     ledger: int
@@ -68,7 +66,6 @@ class ImageTextSample:
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
     texts: Sequence[str] = ()
-    """Its captions, as they stand in the record."""
     taught: Keys = field(default_factory=dict)
     """Of what a teacher may have features."""
 
@@ -176,14 +173,12 @@ class ImageTextSource(Source[ImageTextConfig, ImageTextSample]):
         return record, image
 
 
-class ImageTextView(View[ImageTextConfig, ImageTextBatch]):
+class ImageTextView(View[ImageViewConfig, ImageBatch]):
     """Images with captions."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> ImageTextSource:
-        """Open the view's shard sets."""
-        return ImageTextSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+    source: ClassVar[type[Any]] = ImageTextSource
 
-    def contribute(self, objectives: ObjectiveConfig, batch: ImageTextBatch, encoded: EncodedView) -> Contribution:
+    def contribute(self, objectives: ObjectiveConfig, batch: ImageBatch, encoded: EncodedView) -> Contribution:
         """Contrast images and captions; rows for matching and masked-LM.
 
         With two captions the image-text loss is the mean of both captions', and captions are contrasted with each other

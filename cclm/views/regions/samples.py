@@ -88,10 +88,20 @@ def region_sample(
             got="regions and a caption without one",
             do="Change `languages`, or leave the record out of the shards.",
         )
-    texts = []
+    texts, name = [], record.identity or record.key
     for text, corners, index in chosen:
         (ids,) = tokenizer.encode([text], config.max_tokens, config.max_words)
-        texts.append(_region_text(ids, corners, index, flip, record, config))
+        left, top, right, bottom = corners
+        if flip:
+            left, right = 1.0 - right, 1.0 - left
+        about = RegionText(
+            ids=ids,
+            box=((left + right) / 2, (top + bottom) / 2, right - left, bottom - top),
+            mask_N=patch_mask((left, top, right, bottom), config.patch_grid),
+            is_whole=index < 0,
+            identity=identity_hash(name if index < 0 else f"{name}\0{record.key}\0{index}"),
+        )
+        texts.append(about)
     choice = ",".join(map(str, [*crop, int(flip), *(f"{index}:{text}" for text, _, index in chosen)]))
     return RegionSample(
         pixels_CHW=finish(cut(image, crop, config.transform), flip, config.transform, generator),
@@ -196,7 +206,6 @@ def _choose_texts(
 
 
 def _languages(captions: Mapping[Language, Sequence[str]], config: RegionConfig) -> bool:
-    """Whether there is a text in a wanted language."""
     return bool(captions) if config.languages is None else any(name in captions for name in config.languages)
 
 
@@ -212,20 +221,3 @@ def _spell(region: Region, config: RegionConfig, draws: Sequence[float]) -> str:
         return f"{attribute[0] if config.reference else attribute} {text}"
     own = region.attributes.get(language)
     return f"{own[int(draws[3] * len(own))]} {text}" if own else text
-
-
-def _region_text(
-    ids: Sequence[int], corners: Corners, index: int, flip: bool, record: ImageTextRecord, config: RegionConfig
-) -> RegionText:
-    left, top, right, bottom = corners
-    if flip:
-        left, right = 1.0 - right, 1.0 - left
-    name = record.identity or record.key
-    is_whole = index < 0
-    return RegionText(
-        ids=ids,
-        box=((left + right) / 2, (top + bottom) / 2, right - left, bottom - top),
-        mask_N=patch_mask((left, top, right, bottom), config.patch_grid),
-        is_whole=is_whole,
-        identity=identity_hash(name if is_whole else f"{name}\0{record.key}\0{index}"),
-    )

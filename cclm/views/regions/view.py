@@ -22,17 +22,25 @@ from cclm.data.collate import FusionDraws, int64, pad, row_tensors
 from cclm.data.seeding import keyed_generator
 from cclm.data.source import Source
 from cclm.data.stream import Address
-from cclm.data.tokens import TextTokenizer
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.objectives.boxes import box_losses
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch, ImageBuffer, image_rows
 from cclm.views.regions.options import RegionConfig
 from cclm.views.regions.samples import RegionSample, RegionText, draw_rows, region_sample
-from cclm.views.rows import FusionRows, States, select
-from cclm.views.view import Contrast, Contribution, EncodedView, LocatedRows, RowLoss, Side, View
+from cclm.views.view import (
+    Contrast,
+    Contribution,
+    EncodedView,
+    FusionRows,
+    LocatedRows,
+    RowLoss,
+    Side,
+    States,
+    View,
+    select,
+)
 
 GROUP_PURPOSE = 6
 """Key of what is drawn about a group (`cclm.data.seeding`)."""
@@ -112,9 +120,7 @@ class RegionSource(Source[RegionConfig, RegionSample]):
 class RegionView(View[RegionConfig, RegionBatch]):
     """Boxes of images with texts about them."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> RegionSource:
-        """Open the view's shard sets."""
-        return RegionSource(self.name, self.config, tokenizer, seed, cache, pad_multiple)
+    source = RegionSource
 
     def image_states(self, model: CCLMModel, batch: RegionBatch, whole_BND: Tensor) -> States:
         """Return the states of the regions: their image's, the first one pooled over the region."""

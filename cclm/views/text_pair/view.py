@@ -19,22 +19,19 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cclm.data.batch import BadSample, Tokens, ViewBatch
+from cclm.data.batch import BadSample, ViewBatch
 from cclm.data.collate import FusionDraws, fusion_draws, int64, pad, row_tensors
 from cclm.data.ledger import identity_hash, sample_hash, text_hash
 from cclm.data.mix_plan import RequestedLanguage
-from cclm.data.source import Source
+from cclm.data.source import Keys, Source
 from cclm.data.stream import Address
-from cclm.data.teacher import Keys
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
 from cclm.objectives.options import ObjectiveConfig
-from cclm.shardfile.options import CacheConfig
 from cclm.shardfile.reader import Memory
 from cclm.types import TextPair
-from cclm.views.rows import FusionRows, select
 from cclm.views.text_pair.options import TextPairConfig
-from cclm.views.view import Contrast, Contribution, EncodedRows, EncodedView, Pairing, Side, View
+from cclm.views.view import Contrast, Contribution, EncodedRows, EncodedView, FusionRows, Pairing, Side, View, select
 
 SMALLEST = 5e-324
 """Stands for a draw of exactly 0, which has no logarithm."""
@@ -48,8 +45,6 @@ class TextPairBatch(ViewBatch):
     consecutive. Fusion rows use the first pair of a sample; `masked` holds their "text 1", or with TLM both sentences.
     """
 
-    text: Tokens
-    """U distinct texts."""
     first_P: Int[Tensor, " p"]
     """Row in `text` of each pair's side a."""
     second_P: Int[Tensor, " p"]
@@ -63,11 +58,6 @@ class TextPairBatch(ViewBatch):
     identity_S: Int[Tensor, " s"]
     """63-bit hash of each sample's group."""
 
-    @property
-    def texts(self) -> tuple[Tokens, ...]:
-        """The distinct texts."""
-        return (self.text,)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextPairSample:
@@ -80,7 +70,6 @@ class TextPairSample:
     swapped: bool
     """Whether the first translation plays the image's role, and the sentence asks."""
     languages: Sequence[str]
-    """Of the sentence and its translations."""
     identity: int
     """63-bit hash of the group."""
     ledger: int
@@ -88,7 +77,6 @@ class TextPairSample:
     fusion: FusionDraws | None
     """None for samples outside the matching rows."""
     texts: Sequence[str] = ()
-    """The sentence and its translations, as they stand in the record."""
     taught: Keys = field(default_factory=dict)
     """Of what a teacher may have features."""
 
@@ -233,10 +221,7 @@ def collate(
 class TextPairView(View[TextPairConfig, TextPairBatch]):
     """Sentences with translations."""
 
-    def open(self, tokenizer: TextTokenizer, seed: int, cache: CacheConfig, pad_multiple: int) -> TextPairSource:
-        """Open the view's shard sets."""
-        buckets = self.config.length_buckets
-        return TextPairSource(self.name, self.config, tokenizer, seed, cache, pad_multiple, buckets)
+    source = TextPairSource
 
     def contribute(self, objectives: ObjectiveConfig, batch: TextPairBatch, encoded: EncodedView) -> Contribution:
         """Contrast sentences and translations; rows for matching and masked-LM, or for TLM."""
@@ -247,9 +232,7 @@ class TextPairView(View[TextPairConfig, TextPairBatch]):
         weight, sides = objectives.ttc_weight, {"first": first.feature_NE, "second": second.feature_NE}
         contrasts = [Contrast(name="ttc", weight=weight, pairs=[(first, second)], temperature_factor=factor)]
         if self.config.tlm:
-            return Contribution(
-                contrasts=contrasts, pairing=None, masked=FusionRows(query=encoded.masked), taught=sides
-            )
+            return Contribution(contrasts=contrasts, masked=FusionRows(query=encoded.masked), taught=sides)
         memory, query = (
             EncodedRows(states=select(texts.states, row_S), feature_BE=texts.feature_BE[row_S])
             for row_S in (batch.memory_S, batch.query_S)

@@ -67,9 +67,9 @@ def steps_of(run: Path) -> list[int]:
 
 def test_it_is_the_checkpoint_that_would_be_written_in_the_step(engine: PlainEngine[Any], tmp_path: Path) -> None:
     at_once = save_checkpoint(engine, tmp_path / "at once", 1, {"seen": [1]}, keep=1, reference_outputs=note)
-    completed = list[tuple[float, float]]()
+    completed = list[float]()
     with closing(BackgroundSaver(engine, tmp_path / "behind", keep=1, reference_outputs=note)) as saver:
-        saver.begin(1, {"seen": [1]}, lambda *found: completed.append(found))
+        saver.begin(1, {"seen": [1]}, completed.append)
         assert newest_complete(tmp_path / "behind") is None and not completed
         expected = drive(engine, CASE, range(1, 4))
         saver.wait()
@@ -274,7 +274,7 @@ def test_an_update_waits_for_the_copy(
         return update(max_norm)
 
     monkeypatch.setattr(engine, "_update", noted)
-    saver.begin(1, {}, lambda total_s, waited_s: seen.append(f"waited {waited_s > 0}"))
+    saver.begin(1, {}, lambda waited_s: seen.append(f"waited {waited_s > 0}"))
     drive(engine, CASE, range(1, 3))
     saver.wait()
     assert seen == ["copied", "update", "update", "waited True"]

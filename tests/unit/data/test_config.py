@@ -59,14 +59,18 @@ def test_good_settings_have_no_problems(three_views: Views, world_size: int) -> 
         ),
         (
             {"mix": MixConfig(schedule=(stage(-1, a=1, b=1),))},
-            "mix.schedule[0].start_step: expected a whole number of at least 0, got -1",
+            "mix.schedule[0].start_step: expected a whole number between 0 and 1e+12, got -1",
         ),
         ({"batch_size": 2}, "batch_size: 2 is no multiple of negative_group 4"),
         ({"matching_rows": 6}, "matching_rows: 6 is no multiple of the 4 negative groups, or above 16"),
         ({"matching_rows": 20}, "matching_rows: 20 is no multiple of the 4 negative groups, or above 16"),
         *(
-            ({name: 0}, f"{name}: expected a whole number of at least 1, got 0")
-            for name in ("batch_size", "matching_rows", "num_lanes", "window")
+            ({name: 0}, f"{name}: expected a whole number {bounds}, got 0")
+            for bounds, names in (
+                ("between 1 and 1e+06", ("batch_size", "num_lanes")),
+                ("of at least 1", ("matching_rows", "window")),
+            )
+            for name in names
         ),
         ({"negative_group": -1}, "negative_group: expected a whole number of at least 0, got -1"),
         ({"negative_group": 1}, "negative_group: must be at least 2: a row needs another one as its negative"),

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cclm.data import randaugment as ops
+from cclm.data import image as ops
+from cclm.data.image import COLOURS, GREY, OPERATIONS, WARPS, randaugment
 from cclm.data.options import RandAugmentConfig
-from cclm.data.randaugment import COLOURS, GREY, OPERATIONS, WARPS, randaugment
 
 LEVEL = 0.7
 

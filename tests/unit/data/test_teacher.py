@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from cclm.data import teacher_index
+from cclm.data import teacher
 from cclm.data.ledger import image_hash, text_hash
 from cclm.data.options import TeacherConfig
-from cclm.data.teacher import Teacher
-from cclm.data.teacher_index import TeacherIndex, open_index, teacher_files
+from cclm.data.source import Teacher
+from cclm.data.teacher import TeacherIndex, open_index, teacher_files
 from cclm.errors import ConfigError
 from cclm.retrieve.embed_source import Shards
 from cclm.shardfile.manifest import Manifest
@@ -63,8 +63,8 @@ def test_texts_are_found_and_those_without_a_feature_are_not(config: TeacherConf
 
 
 def test_an_index_is_made_once(config: TeacherConfig, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, original, opened = list[Path](), teacher_index._make, list[TeacherIndex]()
-    monkeypatch.setattr(teacher_index, "_make", lambda files, folder: (made.append(folder), original(files, folder)))
+    made, original, opened = list[Path](), teacher._make, list[TeacherIndex]()
+    monkeypatch.setattr(teacher, "_make", lambda *given: (made.append(given[-1]), original(*given)))
     threads = [threading.Thread(target=lambda: opened.append(open_index(config, cache))) for _ in range(4)]
     for thread in threads:
         thread.start()

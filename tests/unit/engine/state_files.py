@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cclm.engine.fragments import Fragment, ShareFacts, share_path, write_share
+from cclm.engine.fragments import Fragment, ShareFacts, share_file, share_path
 
 
 def pieces(name: str, value: Tensor, world_size: int, rank: int) -> list[Fragment]:
@@ -31,5 +31,5 @@ def write_state(
             for kind, tensors in kinds.items()
         }
         path, told = share_path(checkpoint, rank), ShareFacts(world_size=world_size, **facts)
-        write_share(path, told, fragments, (buffers or {}) if rank == 0 else {})
+        share_file(told, fragments, (buffers or {}) if rank == 0 else {}).write(path)
     return checkpoint

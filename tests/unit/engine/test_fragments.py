@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cclm.engine import fragments
-from cclm.engine.fragments import Fragment, ShareFacts, aliases_of, buffers_of, share_path, write_share
+from cclm.engine.fragments import Fragment, ShareFacts, aliases_of, buffers_of, share_file, share_path
 from cclm.engine.stored_weights import StoredState
 from cclm.run import causes
 from tests.unit.engine.state_files import write_state
@@ -44,7 +44,7 @@ def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
 
 def _one(path: Path) -> None:
     fragment = Fragment(name="w", shape=(2,), start=0, values=torch.ones(2))
-    write_share(path, ShareFacts(world_size=1), {"weights": [fragment]}, {})
+    share_file(ShareFacts(world_size=1), {"weights": [fragment]}, {}).write(path)
 
 
 def test_a_fault_that_passes_is_met_by_writing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

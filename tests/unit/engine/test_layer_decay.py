@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from cclm.engine.layer_decay import heights
-from cclm.engine.optimizer import parameter_groups
+from cclm.engine.optimizer import heights, parameter_groups
 from cclm.engine.options import OptimizerConfig
 from cclm.errors import ConfigError
 from cclm.model.modeling_cclm import CCLMModel

@@ -16,6 +16,7 @@ from cclm.forecast.check import told
 from cclm.forecast.data import sources_of
 from cclm.forecast.machines import GPUS
 from cclm.forecast.needs import Forecast, forecast
+from cclm.run.causes import EXIT_CODES, Cause
 from cclm.run.checkpoints import complete_checkpoints
 from pretrain.__main__ import main
 from tests.tiny_run import recipe, with_regions, write_corpus, write_recipe
@@ -149,6 +150,28 @@ def test_a_recipe_that_fine_tunes_is_refused(corpus: Path, tmp_path: Path, capsy
     path = written(corpus, tmp_path, finetune={"task": "retrieval", "epochs": 2, "protocol": "zero-shot"})
     assert main(["check", str(path)]) == 2
     assert "one that fine-tunes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["optimizer.total_steps", "views.text_pair.batch_size", "views.text_pair.num_lanes"])
+def test_numbers_that_samples_could_not_be_counted_with_are_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    assert main(["check", str(written(corpus, tmp_path)), f"--{key}", "1e23"]) == EXIT_CODES[Cause.USER_ERROR]
+    told = capsys.readouterr().err
+    assert f"{key}: expected a whole number between 1 and 1e+" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize(("command", "words"), [("check", []), ("replay", ["--step", "1"])])
+def test_ctrl_c_ends_it_without_a_traceback(
+    command: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("cclm.forecast.check.check_recipe", "cclm.train.replay._replay"):
+        monkeypatch.setattr(name, interrupted)
+    assert main([command, "demo", *words]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_without_data_a_vocabulary_and_lengths_are_assumed(corpus: Path, tmp_path: Path) -> None:

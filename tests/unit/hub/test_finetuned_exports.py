@@ -21,8 +21,7 @@ from cclm.hub.open import open_model
 from cclm.hub.weight_files import in_memory
 from cclm.train.step import CrossViewTraining
 from cclm.views.annotated.rows import RowSet
-from cclm.views.annotated.source import AnnotatedSource
-from cclm.views.annotated.view import AnnotatedView
+from cclm.views.annotated.source import AnnotatedSource, AnnotatedView
 from tests.tiny_training import as_config, dataset_of, module_of
 from tests.unit.hub.test_model_card import PARITY
 from tests.unit.hub.test_model_card import facts as card_facts

@@ -25,10 +25,10 @@ def test_annotations_of_the_objectives() -> None:
         assert matching.matching(torch.randn(5, 2), torch.ones(5, dtype=torch.int64))[0].shape == (5,)
         with pytest.raises(TypeCheckError):
             matching.matching(torch.randn(5, 3), torch.ones(5, dtype=torch.int64))
-        hidden, weight, label = torch.randn(3, 6), torch.randn(9, 6), torch.tensor([0, 1, 8])
-        assert tokens.masked_lm(hidden, weight, torch.zeros(9), label).total.shape == ()
+        ids, mask = torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)
+        assert tokens.answer_log_likelihood(torch.randn(2, 4, 9), ids, mask).shape == (2,)
         with pytest.raises(TypeCheckError):
-            tokens.masked_lm(hidden, weight, torch.zeros(8), label)
+            tokens.answer_log_likelihood(torch.randn(2, 4, 9), ids, mask[:, :3])
 
 
 def test_annotations_of_the_losses_of_a_teacher() -> None:

@@ -14,7 +14,7 @@ from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Losses
 from cclm.engine.stored_weights import load_full_state
 from cclm.run.checkpoints import step_folder
-from cclm.train.deterministic import WORKSPACE, deterministic
+from cclm.train.build import WORKSPACE, deterministic
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config, run_to_the_end
 

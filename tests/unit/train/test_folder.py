@@ -163,21 +163,6 @@ def with_pairs(config: RunConfig, **sources: SourceConfig) -> RunConfig:
     return replace(config, views={**config.views, "text_pair": replace(config.views["text_pair"], sources=sources)})
 
 
-def test_inputs_of_an_older_version_stand_under_their_paths(config: RunConfig, tmp_path: Path) -> None:
-    inputs = start(tmp_path / "run", config, {"stage": 3})
-    old = {
-        str(tmp_path / "tokenizer" / "tokenizer.json"): inputs["data.tokenizer"],
-        str(tmp_path / "images" / "manifest.json"): inputs["views.image_text.sources.images.path"],
-        str(tmp_path / "pairs" / "manifest.json"): inputs["views.text_pair.sources.pairs.path"],
-        "DeepSpeed JSON": inputs["deepspeed"],
-    }
-    (tmp_path / "run" / "inputs.json").write_text(json.dumps(old))
-    check_same_run(tmp_path / "run", config, inputs)
-    assert refusal(tmp_path / "run", config, {**inputs, "views.text_pair.sources.pairs.path": "x"}) == [
-        "views.text_pair.sources.pairs.path"
-    ]
-
-
 def test_a_start_that_failed_before_its_first_checkpoint_leaves_the_folder_to_the_next(
     config: RunConfig, tmp_path: Path
 ) -> None:
@@ -192,13 +177,6 @@ def test_ranks_and_clipping_are_not_compared_twice(config: RunConfig) -> None:
     of_one = {"zero_optimization": {"stage": 3}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 8}
     of_two = {**of_one, "train_micro_batch_size_per_gpu": 4, "gradient_clipping": 0.5}
     assert input_hashes(config, of_one) == input_hashes(config, of_two)
-
-
-def test_a_bf16_run_from_before_sums_had_a_type_goes_on_by_saying_bf16(config: RunConfig) -> None:
-    rough, rules = replace(config, precision="bf16"), {"bf16": {"enabled": True}}
-    said = {**rules, "communication_data_type": "bf16", "data_types": {"grad_accum_dtype": "bf16"}}
-    exact = {**rules, "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
-    assert input_hashes(rough, rules) == input_hashes(rough, said) != input_hashes(rough, exact)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from cclm.run.checkpoints import complete_checkpoints, newest_complete, read_mar
 from cclm.run.signals import StopRequest
 from cclm.run.stop import StopKind, ask_to_stop, read_stopped
 from cclm.track.metrics import read_metrics
+from cclm.train import loop
 from cclm.train.build import open_run
 from cclm.train.loop import Run, train
-from cclm.train.measurement import Evaluation, EvaluationStopped
+from cclm.train.shared_evaluation import Evaluation, EvaluationStopped
 from cclm.train.updates import OnTheWay
 from tests.tiny_run import recipe, write_corpus
 from tests.tiny_training import as_config, run_to_the_end
@@ -194,6 +196,10 @@ def test_both_ways_of_writing_make_the_same_run_and_say_how_long_it_waited(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "Writer", Quick)
+    late = list[float]()  # a busy disk: to sync takes longer than all else
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(late), sleep=time.sleep)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(Quarantine, "sync", lambda quarantine: late.append(100.0))
     found = {}
     for behind in (True, False):
         optimizer = replace(config.optimizer, total_steps=7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,14 @@ import torch
 from torch import Tensor
 
 from cclm.checkpoint.collective import save_checkpoint
-from cclm.engine.lora import ALPHA, add_lora, without_adapters
 from cclm.engine.options import LoraOptions
+from cclm.engine.parts import ALPHA, add_lora
 from cclm.engine.plain import PlainEngine
-from cclm.engine.stored_weights import load_full_state
+from cclm.engine.stored_weights import StoredTensor, load_full_state, without_adapters
 from cclm.errors import ConfigError, MissingDependencyError
 from cclm.train.step import CrossViewTraining
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
-
-
-@dataclass(frozen=True)
-class Kept:
-    value: Tensor
-
-    def whole(self) -> Tensor:
-        return self.value
 
 
 def test_adapters_are_added_to_their_layers() -> None:
@@ -40,8 +31,12 @@ def test_adapters_are_added_to_their_layers() -> None:
         f"a.x.{ALPHA}": torch.tensor(4),
         "a.y.weight": torch.zeros(2),
     }
-    found = without_adapters({name: Kept(value) for name, value in state.items()}, Kept)
-    assert {name: one.value.tolist() for name, one in found.items()} == {
+    stored = {
+        name: StoredTensor(shape=tuple(value.shape), dtype=value.dtype, parts=(value.flatten(),))
+        for name, value in state.items()
+    }
+    found = without_adapters(stored)
+    assert {name: one.whole().tolist() for name, one in found.items()} == {
         "a.x.weight": [[5.0, 9.0], [1.0, 1.0], [-3.0, -7.0]],
         "a.x.bias": [1.0, 1.0, 1.0],
         "a.y.weight": [0.0, 0.0],

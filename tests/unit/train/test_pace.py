@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.train.pace import Pace
+from cclm.train.speed import Pace
 
 MS = 1000
 

@@ -27,6 +27,7 @@ def draw(
     own = torch.tensor([order.tolist().index(row) for row in (0, 1, 6, 7)])
     none = torch.zeros(0)
     batch = ViewBatch(
+        text=Tokens(ids_BL=none, mask_BL=none),
         row_R=order,
         matching_row_F=own,
         counted_F=torch.ones(4),

@@ -13,11 +13,11 @@ import transformers
 from cclm.config import RunConfig
 from cclm.costs.recipe import Counter
 from cclm.data.tokens import load_tokenizer
-from cclm.engine.lora import add_lora
 from cclm.engine.options import LoraOptions
+from cclm.engine.parts import add_lora
 from cclm.errors import ConfigError
 from cclm.files.reading import to_plain
-from cclm.train.start import START_FILE, names_towers, with_named_towers
+from cclm.train.network import START_FILE, names_towers, with_named_towers
 from cclm.views.image_text.options import ImageViewConfig
 from tests.tiny_run import recipe, write_corpus, write_recipe
 from tests.tiny_training import as_config, dataset_of, module_of, read

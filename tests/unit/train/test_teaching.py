@@ -21,7 +21,7 @@ from torch.nn import functional
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
 from cclm.data.ledger import text_hash
-from cclm.data.teacher_index import open_index
+from cclm.data.teacher import open_index
 from cclm.objectives.teacher import relational_reference
 from cclm.pretrained.source_files import of_network
 from cclm.recipe.read import read_recipe
@@ -145,13 +145,13 @@ def test_what_the_page_says(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (overrides,) = re.findall(r"-m pretrain\.demo --seed \$seed --run \S+ -- (.*?)\n    done", page, re.DOTALL)
     own = write_recipe(tmp_path / "own.yaml", yaml.safe_load(settings))
     forms = [
-        view.taught_by.form
+        view.teacher.form
         for view in read_recipe(["--recipe", "demo", "--recipe", str(own)]).views.values()
-        if view.taught_by
+        if view.teacher
     ]
     assert forms == ["cosine", "relational"]
     config = read_recipe(["--recipe", "demo", *shlex.split(overrides.replace("\\\n", ""))])
-    teachers = [view.taught_by for view in config.views.values()]
+    teachers = [view.teacher for view in config.views.values()]
 
     for name, root in (("image-train", "images"), ("text-train", "pairs")):
         shutil.copytree(corpus / root, tmp_path / "data" / "demo" / name)

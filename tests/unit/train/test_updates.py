@@ -16,8 +16,8 @@ from cclm.engine.plain import PlainEngine
 from cclm.model.kernels import PLAIN, Kernels, use_kernels
 from cclm.ops.choice import choose_model_kernels
 from cclm.ops.options import KernelConfig
+from cclm.train.recorder import WindowMeans
 from cclm.train.updates import guarded, merge_metrics, samples_read, updates_of, with_features_of_all
-from cclm.train.window import WindowMeans
 from tests.engine_values import full_gradients
 from tests.tiny_run import recipe, with_regions, write_corpus
 from tests.tiny_training import as_config, dataset_of, module_of

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cclm.engine.options import OptimizerConfig
 from cclm.engine.plain import PlainEngine
-from cclm.train.window import WindowMeans
+from cclm.train.recorder import WindowMeans
 
 ENGINE = PlainEngine[None](nn.Linear(1, 1), OptimizerConfig(total_steps=1))
 LOSSES = [2.3456789, 3.1415927, 0.0001234, 17.5, 4.7182817, 9.25]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cclm.views.rows import FusionRows, memories_of, select, stop_gradient
+from cclm.views.view import FusionRows, memories_of, select, stop_gradient
 
 
 def rows(count: int, length: int, memory: tuple[torch.Tensor, torch.Tensor] | None, *read: int) -> FusionRows:
