@@ -127,10 +127,13 @@ def report(options: argparse.Namespace) -> None:
     """Write one self-contained page about a run."""
     from cclm.report.page import report_page
     from cclm.run.checkpoints import identify_newest
+    from cclm.run.progress import read_progress
 
     folder = options.run_folder
     path = options.out or folder / "report.html"
     replace_text(path, report_page(folder, identify_newest(folder)))
+    for note in read_progress(folder).notes:
+        say(f"note: {note}")
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -19,6 +19,7 @@ from cclm.config import (
     named_teachers,
     validation_errors_for,
 )
+from cclm.data.config import ViewConfig
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
@@ -164,6 +165,7 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
     from cclm.shardfile.manifest import Manifest
 
     samples: dict[str, int] = {}
+    languages: dict[str, set[str]] = {}
     unknown: set[str] = set()
     for one in (*named_sets(config.views), *evaluated_sets(config)):
         if is_remote(one.path):
@@ -176,6 +178,11 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
                 raise ConfigError(expected=expected, got=got, do="", where=one.path)
             if one.view:
                 samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+                languages.setdefault(one.view, set()).update(manifest.totals.languages)
+                for wanted in _wanted_languages(config.views[one.view]):
+                    if wanted.isdisjoint(manifest.totals.languages):
+                        expected = f"expected texts in {' or '.join(sorted(wanted))}"
+                        converter.add(one.key, f"{expected}, got none in {one.path}", "wrong_value")
             else:
                 _check_languages(config, converter, one, manifest)
             faults = [] if look == "manifests" else list(_faults(Path(one.path), manifest, look))
@@ -190,6 +197,19 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
                 f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
+        nowhere = set[str]().union(*_wanted_languages(config.views[view])) - languages[view]
+        if view not in unknown and nowhere:
+            yield f"views.{view}: none of its sets has texts in {', '.join(sorted(nowhere))}."
+
+
+def _wanted_languages(view: ViewConfig) -> Iterator[set[str]]:
+    """Yield the languages of which each of a view's sets must have one: the only ones, and those with weights, by
+    stage. Texts of regions stand in no manifest."""
+    only = getattr(view, "languages", None)
+    tables = (view.mix.language_weights, *(stage.language_weights for stage in view.mix.schedule))
+    if "boxes" not in view.trains:
+        yield from [] if only is None else [set(only)]
+        yield from ({name for name, weight in table.items() if weight > 0} for table in tables if table is not None)
 
 
 def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, manifest: Manifest) -> None:

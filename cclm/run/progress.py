@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from cclm.errors import CclmError
-from cclm.files.lines import read_since
+from cclm.files.lines import StepLines, read_since
 from cclm.files.reading import read_yaml
 from cclm.run.bottleneck import bottleneck
 from cclm.run.checkpoints import newest_complete, read_marker
@@ -147,14 +147,25 @@ def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = N
     return whole if most is None else whole[-most:]
 
 
+def log_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the log, oldest first; what has not step, time and values is left out."""
+    return filter(_is_whole, StepLines(run_folder / LOG_NAME).read())
+
+
 def _parse(text: str) -> dict[str, Any] | None:
     """A line of the log; None if it is none."""
     try:
         line = json.loads(text)
-        is_whole = isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return None
-    return line if is_whole else None
+    return line if _is_whole(line) else None
+
+
+def _is_whole(line: Any) -> bool:
+    try:
+        return isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
+    except (KeyError, TypeError):
+        return False
 
 
 def _total_steps(run_folder: Path) -> int | None:

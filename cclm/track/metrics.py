@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cclm.files.lines import StepLines
-from cclm.run.progress import LOG_NAME
+from cclm.run.progress import LOG_NAME, log_lines
 from cclm.track.trackers import Tracker
 
 
@@ -117,5 +117,5 @@ def read_metrics(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """Return each step with its numbers by name (NaN where one was not finite), oldest first; empty without a log."""
     return [
         (line["step"], {name: math.nan if value is None else float(value) for name, value in line["values"].items()})
-        for line in StepLines(folder / LOG_NAME).read()
+        for line in log_lines(folder)
     ]

@@ -23,9 +23,8 @@ from typing import Any, Protocol
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.lines import StepLines
 from cclm.run.identity import run_identity
-from cclm.run.progress import LOG_NAME
+from cclm.run.progress import log_lines
 
 CSV_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"
@@ -76,12 +75,12 @@ class Csv:
     """`folder/log.csv`: the log as a table, a column for each name; written anew when there is a new name."""
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._log = folder / CSV_NAME, folder / LOG_NAME
+        self._path, self._folder = folder / CSV_NAME, folder
         self._columns: list[str] = []
 
     def rewind(self, step: int) -> None:
         """Write what the log has; it is cut off already."""
-        lines = list(StepLines(self._log).read())
+        lines = list(log_lines(self._folder))
         self._columns = ["step", "time", *sorted({name for line in lines for name in line["values"]})]
         rows = ({"step": line["step"], "time": line["time"], **line["values"]} for line in lines)
         replace_text(self._path, self._text(*({name: name for name in self._columns}, *rows)))

@@ -18,7 +18,7 @@ from cclm.files.node import node_of
 from cclm.files.reading import raise_problems, read_json
 from cclm.files.typed import Converter
 from launch.plan.network import network_lines
-from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
+from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request, time_of
 from launch.plan.sweep import POINTS
 
 SLURM_FOLDER = "slurm"
@@ -175,14 +175,14 @@ def _directives(plan: SlurmPlan) -> dict[str, str]:
         "ntasks-per-node": str(plan.tasks_per_node),
         "gpus-per-node": str(request.gpus_per_node) if request.gpus_per_node else None,
         "cpus-per-task": str(plan.cpus_per_task),
-        "time": request.time,
+        "time": time_of(request, plan.profile),
         "array": array_tasks(range(request.array), request.array, request.concurrent) if request.array else None,
         "signal": f"B:USR1@{request.save_s}" if not request.array else None,
         "output": str(plan.log),
         "open-mode": "append",
     }
-    ours = {name: value for name, value in chosen.items() if value is not None}
-    return {**ours, "requeue": "", **plan.profile.sbatch, **request.sbatch}
+    ours = {**{name: value for name, value in chosen.items() if value is not None}, "requeue": ""}
+    return {**ours, **plan.profile.sbatch, **ours, **request.sbatch}
 
 
 def _srun(plan: SlurmPlan) -> tuple[str, ...]:

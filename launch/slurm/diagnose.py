@@ -11,7 +11,7 @@ from pathlib import Path
 from cclm.errors import CclmError
 from cclm.run.machine import file_system_of
 from launch.local.diagnose import Diagnostic, note, ok, warn
-from launch.plan.request import Profile, SlurmRequest, seconds_of
+from launch.plan.request import DEFAULT_TIME, Profile, seconds_of
 from launch.slurm.capabilities import Cluster, Partition, my_accounts, read_cluster, why_no_accounting
 
 NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -79,10 +79,10 @@ def problems(
         yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
     chosen = [item for item in cluster.partitions if profile.partition in (None, item.name)]
     yield from _preemption(cluster, chosen, save_s)
-    usual = SlurmRequest.time
+    usual = profile.sbatch.get("time", DEFAULT_TIME)
     short = [f"{item.name} {item.max_time}" for item in chosen if _seconds(item.max_time) < _seconds(usual)]
     if short:
-        yield warn("time limit", f"{', '.join(short)}: shorter than our default of {usual}; give --time")
+        yield warn("time limit", f"{', '.join(short)}: shorter than the {usual} that a job asks for; give --time")
     lost = [node for node in cluster.nodes if not node.is_usable]
     if lost:
         names = [f"{node.name} {node.state}{f' ({node.reason})' if node.reason else ''}" for node in lost]

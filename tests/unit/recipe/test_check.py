@@ -192,6 +192,23 @@ def test_sets_that_retrieval_is_measured_on_are_looked_for(tmp_path: Path) -> No
     assert problem.key == "finetune.test_sets.wit"
 
 
+def test_languages_that_no_set_has_are_found_without_torch(tmp_path: Path, corpus: Path) -> None:
+    settings = recipe(corpus, tmp_path / "run")
+    view, key = settings["views"]["image_text"], "views.image_text.sources.images.path"
+    view["languages"] = ["fr", "xx"]
+    assert refusal(tmp_path, settings)[key].endswith(f"expected texts in fr or xx, got none in {corpus / 'images'}")
+    view["languages"] = ["en", "xx"]
+    assert check(tmp_path, settings).notes == ("views.image_text: none of its sets has texts in xx.",)
+    stages = [{"start_step": 3, "language_weights": {"fr": 1, "en": 0}}]
+    view |= {"languages": None, "mix": {"language_weights": {"en": 1}, "schedule": stages}}
+    assert "expected texts in fr, got none" in refusal(tmp_path, settings)[key]
+
+
+def test_so_many_workers_are_a_typo(tmp_path: Path, corpus: Path) -> None:
+    found = refusal(tmp_path, recipe(corpus, tmp_path / "run"), "--data.num_workers", "4000")
+    assert "between 0 and 512 or null, got 4000" in found["data.num_workers"]
+
+
 def test_sets_that_a_run_is_measured_on_are_looked_at(tmp_path: Path, corpus: Path) -> None:
     sets = {"good": str(corpus / "images"), "gone": str(tmp_path / "gone"), "texts": str(corpus / "pairs")}
     evaluation = {"every_steps": 5, "sets": sets, "groups": {"far": ["fr"]}, "measure": "good/far/t2i_r10"}

@@ -131,7 +131,16 @@ def test_many_lost_nodes_are_not_all_named() -> None:
             Profile(partition="preempt", account="green"),
             "profile: partition preempt is for account red, blue, not green",
         ),
-        ({"max_time": "12:00:00"}, Profile(), "time limit: preempt 12:00:00: shorter than our default of 24:00:00"),
+        (
+            {"max_time": "12:00:00"},
+            Profile(),
+            "time limit: preempt 12:00:00: shorter than the 24:00:00 that a job asks",
+        ),
+        (
+            {"max_time": "1:00"},
+            Profile(sbatch={"time": "2:00"}),
+            "time limit: preempt 1:00: shorter than the 2:00 that",
+        ),
     ],
 )
 def test_profiles_that_do_not_fit(changes: dict[str, Any], profile: Profile, sentence: str) -> None:
