@@ -8,7 +8,7 @@ encoder. Texts have `text_fill` of their view's `max_tokens`; padding is not cou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,6 @@ from cclm.costs.network import MODES, Cost, build_on_meta, count
 from cclm.data.config import ViewConfig
 from cclm.engine.parts import freeze
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.recipe.read import read_recipe
 
 XLM_R_WORDS = 250_002
 """Rows of the vocabulary of XLM-R, which the published recipes name as their tokenizer."""
@@ -64,12 +63,6 @@ class Update:
     def parts(self) -> frozenset[str]:
         """Parts of the network that it uses."""
         return frozenset(call.part for call in self.calls)
-
-
-def read_published(name: str, *overrides: str) -> RunConfig:
-    """Read a shipped recipe, with the vocabulary that its tokenizer has."""
-    config = read_recipe(["--recipe", name, *overrides])
-    return replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=XLM_R_WORDS)))
 
 
 class Counter:
@@ -126,9 +119,13 @@ class Counter:
         # The logits are computed in blocks, read and written there, and not kept: what stays is the hidden state.
         return replace(cost, kept_bytes=dict.fromkeys(MODES, 4.0 * self.options.width * state.element_size()))
 
-    def _once(self, key: tuple[object, ...], function: object, *inputs: Tensor) -> Cost:
+    def count(self, function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
+        """Count one call of the network."""
+        return count(self.model, function, *inputs)
+
+    def _once(self, key: tuple[object, ...], function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
         if key not in self.found:
-            self.found[key] = count(self.model, function, *inputs)  # type: ignore[arg-type]
+            self.found[key] = self.count(function, *inputs)
         return self.found[key]
 
 

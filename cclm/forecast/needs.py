@@ -20,8 +20,7 @@ from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.forecast.data import SourceForecast, sources_of, text_fill
 from cclm.forecast.machines import CPU, Gpu, Sharding
-from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
-from cclm.forecast.step_model import Case
+from cclm.forecast.memory import Case, Memory, checkpoint_bytes, memory_of
 from cclm.hub.open import model_config
 from cclm.shardfile.options import is_remote
 from cclm.train.start import names_towers, with_named_towers
@@ -89,8 +88,7 @@ def forecast(
     resolved: dict[str, Any] = {}
     if config.engine == "deepspeed":
         resolved = resolve_ds_file(config.deepspeed, config.engine_facts(ranks))
-    sharding = Sharding.of(config.deepspeed, resolved, config.precision)
-    case = Case.of("", config, Counter(config), config.precision, sharding, fill)
+    case = Case.of(config, Counter(config), Sharding.of(resolved, config.precision), fill)
     memory = memory_of(case, ranks, device=CPU if gpu is None else "cuda")
     best = 0 if config.evaluation is None else 2 * config.checkpoint.keep_best
     keep_every, folder = config.checkpoint.keep_every, Path(config.run_folder).absolute()
@@ -98,7 +96,7 @@ def forecast(
         ranks=ranks,
         device=CPU if gpu is None else gpu.name,
         precision=config.precision,
-        stage=sharding.stage if resolved else None,
+        stage=case.sharding.stage if resolved else None,
         steps=config.steps,
         parameters=parameters_by_part(case.counter.model),
         trained=case.num_trained,

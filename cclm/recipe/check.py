@@ -191,10 +191,10 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
             if len(faults) > MOST_FAULTS:
                 converter.add(one.key, f"and {len(faults) - MOST_FAULTS} more files of {one.path}", "wrong_value")
     for view, count in samples.items():
-        wanted = config.views[view].samples_per_step
-        if view not in unknown and wanted > count:
+        taken = config.views[view].samples_per_step
+        if view not in unknown and taken > count:
             yield (
-                f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
+                f"views.{view}: a step takes {taken:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
         nowhere = set[str]().union(*_wanted_languages(config.views[view])) - languages[view]
