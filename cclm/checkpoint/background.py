@@ -148,10 +148,8 @@ class _Pending:
 
 
 class BackgroundSaver:
-    """Saves a run's state behind its steps, one checkpoint at a time. All ranks make the same calls.
-
-    What a writer meets is raised as `save_checkpoint` would, on every rank, by the call that comes upon it.
-    """
+    """Saves a run's state behind its steps, one checkpoint at a time. All ranks make the same calls; what a writer
+    meets is raised as `save_checkpoint` would, on every rank, by the call that comes upon it."""
 
     def __init__(
         self,
@@ -187,16 +185,10 @@ class BackgroundSaver:
         state: Mapping[str, Any],
         completed: Callable[[float, float], None] = lambda total_s, waited_s: None,
     ) -> None:
-        """Begin to copy the state after `step` updates, and have it written. A collective.
-
-        Waits for the checkpoint before. If none is pending afterwards there is one of this step already, or it was
-        written at once, for want of memory.
-
-        Args:
-            state: as for `save_checkpoint`.
-            completed: is called on every rank once it is complete, with the seconds that it took and those of them in
-                which an update waited for the copy.
-        """
+        """Wait for the checkpoint before, begin to copy the state after `step` updates (as for `save_checkpoint`), and
+        have it written. A collective. If none is pending afterwards there is one of this step already, or it was
+        written at once, for want of memory. `completed` is called on every rank once it is complete, with the seconds
+        that it took and those of them in which an update waited for the copy."""
         self.wait()
         began, hidden = time.monotonic(), self._hidden(step)
         share = self._engine.share({"step": step, "state": dict(state)})

@@ -88,13 +88,9 @@ class Copier:
 
 
 def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
-    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
-
-    A damaged copy is passed over, with a line on standard error, and set aside once a sound one is here.
-
-    Raises:
-        CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
-    """
+    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective. A
+    damaged copy is passed over, with a line on standard error, and set aside once a sound one is here. Raise
+    CheckpointError on every rank if the URL cannot be read or written, or all copies are damaged."""
     is_first = ranks.rank == 0
     if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:
         return
@@ -121,10 +117,8 @@ def set_aside(url: str, damaged: Collection[int]) -> None:
 
 
 def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> list[Copy]:
-    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it.
-
-    Copies whose marker or pins are damaged are added to `damaged`.
-    """
+    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it. Copies
+    whose marker or pins are damaged are added to `damaged`."""
     if not is_first:
         return []
     store, pins = Store(url), run_folder / FOLDER / PINNED
@@ -160,10 +154,8 @@ def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> li
 
 
 def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> set[int]:
-    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy.
-
-    Returns the steps of the copies of which a file is damaged.
-    """
+    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy. Returns the
+    steps of the copies of which a file is damaged."""
     store, damaged = Store(url), set[int]()
     names = [
         (copy, name)

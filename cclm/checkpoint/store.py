@@ -64,11 +64,7 @@ class Store:
         self._root = root.rstrip("/")
 
     def check(self) -> None:
-        """Write and remove a small file.
-
-        Raises:
-            FetchError: that cannot be done.
-        """
+        """Write and remove a small file; raise FetchError if that cannot be done."""
         try:
             self._write("writable", b"cclm\n")
             self._system.rm_file(f"{self._root}/writable")
@@ -102,11 +98,8 @@ class Store:
             return None
 
     def put(self, run_folder: Path, checkpoint: Path) -> Copy:
-        """Copy a complete checkpoint, and what belongs to it of its run; the marker last.
-
-        Raises:
-            OSError, or what the store's client raises: it cannot be written, or the checkpoint is gone.
-        """
+        """Copy a complete checkpoint, and what belongs to it of its run; the marker last. Raise OSError, or what the
+        store's client raises, if it cannot be written, or the checkpoint is gone."""
         name, files = checkpoint.name, dict(read_marker(checkpoint).files)
         self.remove(step_of(checkpoint))
         for path in files:
@@ -165,13 +158,9 @@ def copy_run(
     run_folder: Path, url: str, keep: int, keep_every: int | None = None, open_store: Callable[[str], Store] = Store
 ) -> list[int]:
     """Copy a run's complete checkpoints that are not copied yet, newest first; then remove copies by the same rule.
-
-    Returns the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
-    than they are; but not those of steps that the run has gone back from.
-
-    Raises:
-        FetchError: copies of another run lie there.
-    """
+    Return the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
+    than they are; but not those of steps that the run has gone back from. Raise FetchError if copies of another run lie
+    there."""
     store, made, pins = open_store(url), list[int](), read_pins(run_folder)
     copies, here = store.copies(), {step_of(path): path for path in complete_checkpoints(run_folder)}
     if not here:

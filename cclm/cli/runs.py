@@ -103,11 +103,7 @@ def show_progress(set_name: str, language: str) -> None:
 
 
 def read_groups(path: Path) -> dict[str, list[str]]:
-    """Read a groups file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
-    """
+    """Read a file of groups; raise ConfigError if it is not a mapping of names to lists of languages."""
     expected, do = "a mapping from names of groups to lists of languages", "Start from pretrain/demo_groups.yaml."
     kind: Any = Mapping[str, tuple[Language, ...]]
     groups: Mapping[str, tuple[str, ...]] = read_typed(kind, path, expected=expected, do=do)

@@ -130,10 +130,8 @@ class Counter:
 
 
 def updates_of(config: RunConfig, counter: Counter, text_fill: Mapping[str, float]) -> list[Update]:
-    """Return the updates of a step: one with everything, or one for each view (`data.schedule`).
-
-    `text_fill`: by view, real tokens of a text as a share of the longest.
-    """
+    """Return the updates of a step: one with everything, or one for each view (`data.schedule`). `text_fill`: by view,
+    real tokens of a text as a share of the longest."""
     parts = {name: rows_of(name, view, counter, text_fill[name]) for name, view in config.views.items()}
     groups = [list(parts)] if config.data.schedule == "joint" else [[name] for name in parts]
     return [

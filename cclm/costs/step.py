@@ -29,10 +29,8 @@ class StepCosts:
 
     def flops(self, text_fill: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """FLOPs of the global batch, forward and backward, by view and part ("vision", "text", "fusion", "heads").
-
-        `text_fill`: by view, real tokens of a text as a share of the longest; so padding is not counted. Nor is what
-        activation checkpointing computes again.
-        """
+        `text_fill`: by view, real tokens of a text as a share of the longest. Neither padding counts nor what
+        activation checkpointing computes again."""
         return {view: self._between(view, min(1.0, max(0.0, fill))) for view, fill in text_fill.items()}
 
     def _between(self, view: str, fill: float) -> dict[str, float]:

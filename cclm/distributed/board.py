@@ -54,10 +54,8 @@ def _gone() -> Iterator[None]:
 
 
 def write_recorded_collectives(path: Path) -> str:
-    """Write what torch's flight recorder holds, where there is one; return the last collective in words, or "".
-
-    A thread does it, for which nobody waits long: it may have to ask a GPU that does not answer.
-    """
+    """Write what torch's flight recorder holds, where there is one; return the last collective in words, or "". A
+    thread does it, for which nobody waits long: it may have to ask a GPU that does not answer."""
     last = list[str]()
     thread = threading.Thread(target=lambda: last.append(_write_recorded(path)), name="flight recorder", daemon=True)
     thread.start()

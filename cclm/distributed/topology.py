@@ -38,26 +38,18 @@ class Topology(Place):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, device: Device = "auto") -> Topology:
-        """Read the launcher's variables (`cclm.run.launcher`); without any it is one process.
-
-        Raises ConfigError, with everything that is wrong at once.
-        """
+        """Read the launcher's variables (`cclm.run.launcher`), without any of one process; raise ConfigError with
+        everything that is wrong."""
         place = place_of(os.environ if environment is None else environment)
         return cls(**vars(place), device=_choose_device(device, place.local_rank))
 
 
 @contextmanager
 def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[StoreBoard | None]:
-    """Join the other ranks for the length of the `with` block (one process: a group of one, without network).
-
-    Yields what their watches talk over; None with one process.
-
-    Neither the meeting nor a collective waits longer than `timeout_s`: then they raise. DeepSpeed reads LOCAL_RANK at
-    every step: a process that no launcher started has it in here.
-
-    Raises:
-        CclmError: cause TRANSIENT, when the ranks do not meet; it names those that have not come.
-    """
+    """Join the other ranks for the length of the `with` block (one process: a group of one, without network). Yields
+    what their watches talk over; None with one process. Neither the meeting nor a collective waits longer than
+    `timeout_s`; ranks that do not meet raise CclmError (cause TRANSIENT), which names those that have not come.
+    DeepSpeed reads LOCAL_RANK at every step: a process that no launcher started has it in here."""
     backend, timeout = "gloo", timedelta(seconds=timeout_s)
     if topology.device.type == "cuda":
         torch.cuda.set_device(topology.device)
@@ -83,10 +75,8 @@ def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[
 
 
 def meet(rank: int, world_size: int, timeout_s: float) -> TCPStore:
-    """Wait for the other ranks at MASTER_ADDR:MASTER_PORT, and return the store that they share.
-
-    Not torch's own rendezvous, which says nothing while it waits, and not who is missing when it gives up.
-    """
+    """Wait for the other ranks at MASTER_ADDR:MASTER_PORT, and return the store that they share. Not torch's own
+    rendezvous, which says nothing while it waits, and not who is missing when it gives up."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     place, began, say_at_s = f"{address}:{port}", time.monotonic(), SAY_S
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)  # torchrun serves the store itself

@@ -150,11 +150,9 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
 
 
 def kept_share(case: Case, parameters: int) -> float:
-    """Share of gathered parameters that ZeRO-3 does not let go between their forward and backward pass.
-
-    DeepSpeed keeps what is used again within `stage3_max_reuse_distance` parameters; from a layer's forward pass to its
-    backward pass lie twice those of the layers after it. No more than `stage3_max_live_parameters` are there at once.
-    """
+    """Share of gathered parameters that ZeRO-3 does not let go between their forward and backward pass: DeepSpeed keeps
+    what is used again within `stage3_max_reuse_distance` parameters (from a layer's forward pass to its backward pass
+    lie twice those of the layers after it), and no more than `stage3_max_live_parameters` at once."""
     return min(1.0, case.sharding.max_reuse / 2 / parameters, case.sharding.max_live / parameters)
 
 
@@ -184,11 +182,8 @@ def _updating(case: Case, count: int, device: str, held: float) -> float:
 
 
 def _activations(case: Case, count: int, checkpointing: str | None, returns_memory: bool) -> float:
-    """Of the update that needs most; every count was made in bf16.
-
-    Where memory is kept, values of a block that are computed again, and the gradients that replace them, have places of
-    their own in each encoder.
-    """
+    """Of the update that needs most; every count was made in bf16. Where memory is kept, values of a block that are
+    computed again, and the gradients that replace them, have places of their own in each encoder."""
     modes = case.config.activation_checkpointing
     found = []
     for update in case.updates:

@@ -67,11 +67,7 @@ def forecast(
     config: RunConfig, ranks: int, gpu: Gpu | None, mfu: float, notes: Sequence[str] = (), *, has_data: bool = True
 ) -> Forecast:
     """Compute what a configuration needs on so many ranks; without its data (`has_data` false) what that takes is
-    assumed, or missing.
-
-    Raises:
-        ConfigError: data, network and steps do not go together.
-    """
+    assumed, or missing. Raise ConfigError if data, network and steps do not go together."""
     if names_towers(config):
         config = with_named_towers(config)
     dataset, fill = None, dict[str, float]()

@@ -61,15 +61,10 @@ def check_recipe(
     recipes: Path = RECIPES,
     table: Table = VIEWS,
 ) -> CheckedRecipe:
-    """Check a command line of `python -m pretrain` for a job with so many ranks.
-
-    Of local shard sets it reads the manifests, or looks for every file too, or reads them all. Remote shard sets and
-    models on the hub are left to the start of the run; so are all shard sets and the tokenizer where another job makes
-    them first (`files_exist` false).
-
-    Raises:
-        ConfigError: with everything that is wrong in all files and overrides, and with what they name.
-    """
+    """Check a command line of `python -m pretrain` for a job with so many ranks. Of local shard sets it reads the
+    manifests, or looks for every file too, or reads them all. Remote sets and models on the hub are left to the start
+    of the run; so are all sets and the tokenizer where another job makes them first (`files_exist` false). Raise
+    ConfigError with everything that is wrong in all files and overrides, and with what they name."""
     reading = Reading(arguments, recipes, table)
     notes: list[str] = []
     unseen: list[str] = []

@@ -100,10 +100,7 @@ class RunFacts:
 
 def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
     """Read what a run folder knows about itself; results and exports of another checkpoint (if given) count as none.
-
-    Raises:
-        ConfigError: there is no config.yaml, or a file cannot be read.
-    """
+    Raise ConfigError without config.yaml, or if a file cannot be read."""
     config = read_run_config(folder)
     results = read_json(folder / RESULTS_NAME, {})
     if not belongs(results.get("model") or {}, checkpoint):

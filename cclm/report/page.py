@@ -78,11 +78,7 @@ class RecallRow:
 
 
 def report_page(folder: Path, checkpoint: CheckpointFacts | None = None) -> str:
-    """Return the page about a run folder; results and exports of another checkpoint (if given) count as none.
-
-    Raises:
-        ConfigError: there is no config.yaml, or a file cannot be read.
-    """
+    """Return the page about a run folder (arguments and errors: `read_facts`)."""
     facts = read_facts(folder, checkpoint)
     groups = recall_rows(facts)
     page: str = open_template(Path(__file__).with_name("page.html.j2"), html=True).render(

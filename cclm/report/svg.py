@@ -84,10 +84,8 @@ def line_chart(
     width: int = 340,
     height: int = 180,
 ) -> str:
-    """Return an SVG of lines over steps: raw values faint, a smoothed line over them, names at the line ends.
-
-    `y_from_zero`: the axis starts at 0; `calm`: draw the smoothed line (else the values themselves).
-    """
+    """Return an SVG of lines over steps: raw values faint, a smoothed line over them (not without `calm`), names at the
+    line ends."""
     finite = [replace(one, points=[(x, y) for x, y in one.points if isfinite(y)]) for one in series]
     lines = [one for one in finite if one.points]
     if not lines:
@@ -147,10 +145,8 @@ def spread_labels(
 def bar_chart(
     rows: Sequence[BarRow], chance: Mapping[str, float], *, width: int = 460, scale_max: float | None = None
 ) -> str:
-    """Return an SVG of horizontal nested bars: R@1 in R@5 in R@10, a mark for re-ranked R@1, a tick for chance.
-
-    `chance` holds "r1", "r5", "r10" in percent; the tick stands at chance R@10. `scale_max`: where the axis ends.
-    """
+    """Return an SVG of horizontal nested bars: R@1 in R@5 in R@10 (percent, as `chance` by name), a mark for re-ranked
+    R@1, a tick for chance R@10. `scale_max`: where the axis ends."""
     row_height, left, right, top = 19, 92, 48, 20
     height = top + row_height * len(rows) + 6
     reach = scale_max or max(10.0, *(row.values["r10"] for row in rows)) * 1.02

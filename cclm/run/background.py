@@ -97,12 +97,8 @@ class Writer:
         return self._answer is not None
 
     def result(self) -> Any:
-        """Wait for the end of the call and return what it returned.
-
-        Raises:
-            Exception: what it raised.
-            CclmError: the process died again and again.
-        """
+        """Wait for the end of the call and return what it returned. Raise what it raised, or CclmError if the process
+        died again and again."""
         while not self.is_ready():
             assert self._link is not None, "a result needs a call"
             self._link.poll(None)

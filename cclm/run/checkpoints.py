@@ -108,12 +108,8 @@ class DamagedError(CheckpointError):
 
 
 def read_marker(checkpoint: Path) -> Marker:
-    """Read `complete`.
-
-    Raises:
-        DamagedError: it is missing, unreadable, or not as it was written.
-        CheckpointError: another version of this library wrote it.
-    """
+    """Read `complete`. Raise DamagedError if it is missing, unreadable, or not as it was written, CheckpointError if
+    another version of this library wrote it."""
     try:
         raw = json.loads(retried(lambda: (checkpoint / MARKER).read_bytes()))
         version, digest = raw["format_version"], raw.pop("digest", None)
@@ -150,12 +146,9 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file.
-
-    Raises:
-        CheckpointError: another version of this library wrote it.
-        OSError: the storage does not answer; that is no damage.
-    """
+    """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file. Raise
+    CheckpointError if another version of this library wrote it, OSError if the storage does not answer: that is no
+    damage."""
     try:
         marker = read_marker(checkpoint)
     except DamagedError as error:
@@ -196,10 +189,8 @@ def list_files(folder: Path) -> list[str]:
 
 
 def finish(partial: Path, visible: Path, marker: Marker, keep: int, keep_every: int | None = None) -> None:
-    """Make a checkpoint of which all files are on disk complete, and remove what need not stay (`prune`).
-
-    May be called again when it was cut short.
-    """
+    """Make a checkpoint of which all files are on disk complete, and remove what need not stay (`prune`). May be called
+    again when it was cut short."""
     if not _is_complete(visible):
         for folder, _, _ in os.walk(partial):
             atomic.sync(Path(folder))
@@ -216,10 +207,8 @@ def publish(partial: Path, visible: Path) -> None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; a kill half-way leaves nothing that looks like one.
-
-    What cannot be removed now (a file that another machine has open) goes with the leftovers of a later save.
-    """
+    """Remove a checkpoint; a kill half-way leaves nothing that looks like one. What cannot be removed now (a file that
+    another machine has open) goes with the leftovers of a later save."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
@@ -336,11 +325,7 @@ class CheckpointFacts:
 
 
 def identify(checkpoint: Path) -> CheckpointFacts:
-    """Return the step and the identity of a complete checkpoint.
-
-    Raises:
-        CheckpointError: it has no readable marker.
-    """
+    """Return the step and the identity of a complete checkpoint. Raise CheckpointError without a readable marker."""
     marker = read_marker(checkpoint)
     return CheckpointFacts(step=marker.step, identity=hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest())
 

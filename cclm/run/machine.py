@@ -178,12 +178,8 @@ def why_port_is_taken(port: int) -> str:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return hardware, versions and the time now (`started`), without importing what it names.
-
-    `ranks` is what the launcher said (1 without one). `cores` are those that this process may use, one rank's: its
-    affinity mask, or the container's limit if that is smaller.
-    A package that is not installed is left out.
-    """
+    """Return hardware, versions of what is installed, and the time now (`started`), without importing any of it.
+    `ranks` is what the launcher said (1 without one), `cores` are those that this process, one rank, may use."""
     found = {
         "machine": f"{processor_name()}, {platform.system()} {platform.machine()}",
         "ranks": os.environ.get("WORLD_SIZE") or "1",

@@ -78,11 +78,8 @@ class RankStatus:
 
 
 def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
-    """Say why this rank ends, as its last word, if the folder is its own.
-
-    A folder in which another start has spoken may be that of a run that goes on; and a full disk does not keep a rank
-    from ending. In both cases the exit code alone says it.
-    """
+    """Say why this rank ends, as its last word. Not in a folder in which another start has spoken (that may go on), nor
+    on a full disk, which does not keep a rank from ending: then the exit code alone says it."""
     status = RankStatus(folder, rank)
     before = read_status(status.path)
     if before is not None and (before.pid, before.host) != (os.getpid(), socket.gethostname()):
@@ -95,11 +92,9 @@ def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
 
 
 def cause_of_end(folder: Path, rank: int, code: int) -> tuple[Cause, str]:
-    """Return why a rank ended, and its own sentence ("" if it left none), for whoever has seen it end.
-
-    What the rank said itself comes first, then its exit code; and one that died of what nobody foresaw while the disk
-    of its folder was full died of that.
-    """
+    """Return why a rank ended, and its own sentence ("" if it left none), for whoever has seen it end. What it said
+    itself comes first, then its exit code; one that died of what nobody foresaw while the disk was full died of
+    that."""
     said = read_status(folder / STATUS_FOLDER / f"rank_{rank}.json")
     if said is not None and said.cause in set(Cause):
         return Cause(said.cause), said.reason
@@ -141,11 +136,7 @@ class DoneMarker:
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
     def read(self) -> DoneRecord | None:
-        """Return the marker, or None if the run is not done.
-
-        Raises:
-            CclmError: there is a file of this name that is no marker.
-        """
+        """Return the marker, or None if the run is not done. Raise CclmError if a file of this name is no marker."""
         if not self.path.exists():
             return None
         try:

@@ -109,11 +109,8 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
-        """Watch for the length of the `with` block; an error that leaves it is told to the others.
-
-        Raises:
-            CclmError: cause ENDED, where the block ends with a lost connection because another rank told of its end.
-        """
+        """Watch for the length of the `with` block; an error that leaves it is told to the others. Raise CclmError
+        (cause ENDED) where it ends with a lost connection because another rank told of its end."""
         self._thread.start()
         if self._talk is not None:
             self._talk.start()

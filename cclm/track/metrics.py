@@ -18,10 +18,8 @@ from cclm.track.trackers import Tracker
 
 
 class MetricsLog:
-    """Appends numbers to `folder/log.jsonl`, and passes them on to `trackers`; a disabled log touches nothing.
-
-    Enable it on rank 0 only. `resume_step`: the first step that this process will do (0 for a new run).
-    """
+    """Appends numbers to `folder/log.jsonl`, and passes them on to `trackers`; a disabled log (ranks other than 0)
+    touches nothing. `resume_step`: the first step that this process will do."""
 
     def __init__(
         self,
@@ -96,10 +94,8 @@ class Throughput:
         return self._clock() - self._opened_at
 
     def summary(self) -> dict[str, float]:
-        """Return the window's numbers by metric name and open a new window; empty if no step was done.
-
-        "speed/step_s": seconds per step; "speed/samples_per_s": all views together; "speed/VIEW_samples_per_s": each.
-        """
+        """Return the window's numbers ("speed/step_s", "speed/samples_per_s" of all views, "speed/VIEW_samples_per_s")
+        and open a new window; empty if no step was done."""
         elapsed_s = self.elapsed_s
         if self._steps == 0 or elapsed_s <= 0:
             return {}

@@ -14,9 +14,8 @@ RUN = "name in runs/ or path"
 def add_command(
     commands: Commands, usage: str, execute: Callable[[argparse.Namespace, tuple[str, ...]], int], *, help: str
 ) -> argparse.ArgumentParser:
-    """Add a command, whose name is the first word of its usage; return its parser. What takes words after `--` says
-    so in its usage, for argparse does not know them. `execute` gets the options and those words; returns the exit code.
-    """
+    """Add a command, whose name is the first word of its usage (which also shows the words after `--` that argparse
+    does not know); return its parser. `execute` gets the options and those words, and returns the exit code."""
     name, _, words = usage.partition(" ")
     parser = commands.add_parser(name, help=help, usage=f"python -m launch {name} [options] {words}" if words else None)
     parser.set_defaults(execute=execute)

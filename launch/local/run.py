@@ -112,11 +112,9 @@ def own_folder(run_folder: Path, *, is_named: bool = True) -> Iterator[Path]:
 
 
 def run_plan(plan: JobPlan, *, say: Callable[[str], None], grace_s: float = 15.0) -> JobExit:
-    """Start every rank of the plan, wait for all of them, and tell how they ended; in a folder of this job alone.
-
-    `say` receives the launcher's own lines; `grace_s` is the time between TERM and KILL once a rank has failed. The
-    calling process must have only this thread.
-    """
+    """Start every rank of the plan, wait for all of them, and tell how they ended; in a folder of this job alone. `say`
+    receives the launcher's own lines; `grace_s` is the time between TERM and KILL once a rank has failed. The calling
+    process must have only this thread."""
     logs, signals = make_folder(plan.run_folder / "logs"), watched_signals()
     stop.clear(plan.run_folder)
     (logs / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")

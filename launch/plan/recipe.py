@@ -27,12 +27,9 @@ Recipe: TypeAlias = "tuple[dict[str, Any], Path]"
 
 
 def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int, *, files_exist: bool = True) -> None:
-    """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work.
-
-    The one place that plan, submit, sweep and run call, before anything is written or queued. What deserves a line is
-    said on stderr. Shard sets and models that lie elsewhere, or that another job makes first (`files_exist` false), are
-    looked at when the run starts.
-    """
+    """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work; what deserves a
+    line is said on stderr. Shard sets and models that lie elsewhere, or that another job makes first (`files_exist`
+    false), are looked at when the run starts."""
     from cclm.recipe.check import check_recipe as check  # here: everything else of `launch` needs the standard library
 
     words = _in_keys(recipe, overrides)

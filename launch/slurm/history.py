@@ -90,10 +90,8 @@ def jobs_of(history: list[Event]) -> list[str]:
 
 
 def is_stopped_by_user(history: list[Event], job: str) -> bool:
-    """Return whether a person wanted no further attempt of this job, or of the one that it follows.
-
-    It holds until a person submits again, also by hand: then the job is one that the history has not seen before.
-    """
+    """Return whether a person wanted no further attempt of this job, or of the one that it follows. It holds until a
+    person submits again, also by hand: then the job is one that the history has not seen before."""
     requests = [index for index, event in enumerate(history) if event.event == "stop"]
     if not requests or any(event.by_user for event in history[requests[-1] :]):
         return False

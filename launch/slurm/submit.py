@@ -55,12 +55,9 @@ def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code:
 
 
 def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: bool = False) -> tuple[str, Path]:
-    """Submit a run again from its own folder; return the job's id and the path of its log.
-
-    `changes`: fields of its `SlurmRequest`; without any, the script is submitted as it lies there, whoever may have
-    edited it. `new_code`: copy the checkout's code anew. Raise as `submit` does, and ConfigError if the run was never
-    submitted.
-    """
+    """Submit a run again from its own folder; return the job's id and the path of its log. `changes`: fields of its
+    `SlurmRequest`; without any, the script is submitted as it lies there, whoever may have edited it. Raise as `submit`
+    does, and ConfigError if the run was never submitted."""
     plan = read_plan(run_folder)
     if new_code and plan.request.code_folder is not None:
         raise ConfigError(
