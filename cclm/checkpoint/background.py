@@ -103,8 +103,6 @@ def _cudart() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """What a rank needs and finds before it copies."""
-
     node: str
     missing_bytes: int
     left_bytes: int
@@ -129,11 +127,8 @@ class _Copy(threading.Thread):
 
 @dataclass(kw_only=True)
 class _Pending:
-    """A checkpoint that is being written."""
-
     step: int
     size_bytes: int
-    """Of this rank's share."""
     began: float
     completed: Callable[[float, float], None]
     copy: _Copy
@@ -144,7 +139,6 @@ class _Pending:
     """That kept this rank from copying, or its writer from beginning."""
     has_made_room: bool = False
     marker: Marker | None = None
-    """Once all shares are on disk."""
 
 
 class BackgroundSaver:
@@ -273,7 +267,6 @@ class BackgroundSaver:
         save_checkpoint(self._engine, self._run_folder, step, state, *keep, self._reference_outputs)
 
     def _write(self, pending: _Pending) -> None:
-        """Let this rank's writer begin."""
         hidden = self._hidden(pending.step)
         name = share_path(hidden, self._ranks.rank).relative_to(hidden).as_posix()
         copy = self._buffer.descriptor, pending.size_bytes

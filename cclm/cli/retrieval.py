@@ -112,7 +112,6 @@ def embed_source(options: argparse.Namespace) -> None:
 
 
 def _say_cost(cost: StorageCost) -> None:
-    """Say what the stored form of the features loses."""
     storage = cost.storage
     form = f"stored as {storage.store}, {storage.width} components"
     say(f"{form}; against all of them in fp32, of {len(cost.rows):,} rows:")
@@ -144,7 +143,6 @@ def search_texts(options: argparse.Namespace) -> None:
 
 
 def _check_search(options: argparse.Namespace) -> None:
-    """Raise `ConfigError` for options that contradict each other."""
     for name, value, choices in (("--kind", options.kind, KINDS), ("--index", options.index, INDEXES)):
         if value not in choices:
             raise ConfigError(where=name, expected=" or ".join(choices), got=repr(value), do="Choose one of these.")
@@ -166,7 +164,6 @@ def _check_search(options: argparse.Namespace) -> None:
 
 
 def _nearest(options: argparse.Namespace, embedded: EmbeddedSet) -> Nearest:
-    """Return how the nearest rows are found."""
     from cclm.retrieve.index import approximate, exact, index_folder
 
     if options.index == "exact":
@@ -179,7 +176,6 @@ def _nearest(options: argparse.Namespace, embedded: EmbeddedSet) -> Nearest:
 
 
 def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedSet, nearest: Nearest) -> None:
-    """Open the page and answer until it is interrupted."""
     from cclm.retrieve.answer import SearchBox
     from cclm.retrieve.search import Searcher, load_embedded
     from cclm.retrieve.serve import address_of, is_loopback, listen, make_app, serve

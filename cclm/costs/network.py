@@ -109,7 +109,6 @@ class _Kept:
         self.alive: list[Tensor] = []
 
     def pack(self, value: Tensor) -> Tensor:
-        """Note a tensor that is kept."""
         storage = value.untyped_storage()
         if storage._cdata not in self.weights and storage._cdata not in self.block_of:
             self._size(value)
@@ -123,7 +122,6 @@ class _Kept:
         self.depth.append(number)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """End a block."""
         self.depth.pop()
 
     def activate(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -45,7 +45,6 @@ class Exchange:
     batch: int
     group: int
     contrasts: int
-    """Contrastive losses."""
     states_per_row: float
     """Token states of a row that its negative group shares: its text's, and its image's or other text's."""
 

@@ -48,7 +48,6 @@ def first_difference(ranks: Collectives, what: str, own: Sequence[str]) -> str:
 
 
 def _disagreement(ranks: Collectives, values: Mapping[str, str], explain: Callable[[], str] = str) -> ConfigError:
-    """What differs, on every rank. A collective."""
     got = [*_differences(ranks.exchange(dict(values))), explain()]
     return ConfigError(
         expected=f"the same {', '.join(values)} on every rank",

@@ -34,7 +34,6 @@ class Topology(Place):
     """This process's place in the run, and where it computes."""
 
     device: torch.device
-    """The GPU with the index `local_rank`, or the CPU."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, device: Device = "auto") -> Topology:

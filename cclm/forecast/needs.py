@@ -39,15 +39,12 @@ class Forecast:
     """Of ZeRO; None: the plain engine."""
     steps: int
     parameters: Mapping[str, int]
-    """By part of the network."""
     trained: int
-    """Parameters that are not frozen."""
     sources: Sequence[SourceForecast]
     text_fill: Mapping[str, float]
     """By view: mean length of its first texts, as a share of the longest; a view that is missing has remote sets."""
     memory: Memory
     memory_bytes: float
-    """Of a rank at its peak."""
     checkpoint_bytes: float
     checkpoints_kept: int
     """At most at once, with the one that is being written."""
@@ -117,7 +114,6 @@ def forecast(
 
 
 def _open(config: RunConfig, tokenizer: TextTokenizer, ranks: int) -> StepDataset:
-    """Open the data as a run does, but for teachers, of which it would make an index."""
     views = {
         name: view if view.taught_by is None else replace(view, teacher=None)  # type: ignore[call-arg]
         for name, view in config.views.items()

@@ -137,7 +137,6 @@ def _notes_on(config: RunConfig) -> Iterator[str]:
 
 
 def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield the key and the place of every set that retrieval is measured on."""
     finetune = config.finetune
     if finetune is not None:
         for key, sets in (("dev_sets", finetune.dev_sets), ("test_sets", finetune.test_sets)):
@@ -218,7 +217,6 @@ def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, man
 
 
 def _faults(folder: Path, manifest: Manifest, look: Look) -> Iterator[str]:
-    """Yield what is wrong with the files of a shard set."""
     for shard in manifest.shards:
         for name, size, digest in (
             (shard.name, shard.size_bytes, shard.sha256),

@@ -37,12 +37,9 @@ class SetFacts(Counts):
     """One shard set."""
 
     role: str
-    """What the run did with it."""
     folder: str
     view: View
-    """What it holds."""
     command: str
-    """The command that made it."""
     read_by: str = ""
     """Name of the run's view that trained on it."""
     tar_hashes: frozenset[str] = frozenset()

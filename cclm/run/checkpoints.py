@@ -59,7 +59,6 @@ class Marker:
     step: int
     """Number of updates done: training goes on with this step."""
     world_size: int
-    """Ranks that wrote it."""
     files: Mapping[str, FileRecord]
     """By path inside the checkpoint, without the marker itself."""
     format_version: int = FORMAT_VERSION
@@ -319,7 +318,6 @@ class CheckpointFacts:
     """One complete checkpoint of a run."""
 
     step: int
-    """Updates done."""
     identity: str
     """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
 

@@ -28,7 +28,6 @@ class RankCores:
 
     host: str
     mask: tuple[int, ...]
-    """Cores that it may use."""
     quota: float | None
     """Cores' worth of time of its container; None without a limit."""
     promised: int | None

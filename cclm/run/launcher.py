@@ -86,7 +86,6 @@ class StartedBy:
     local_rank: int | None = None
     local_size: int | None = None
     address: str = ""
-    """How to say where rank 0 is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,6 @@ def adopt_place(environment: MutableMapping[str, str]) -> Place:
 
 
 def _read(launcher: Launcher, environment: Mapping[str, str]) -> StartedBy | None:
-    """What a launcher says; None if it did not start this process."""
     rank, size = _number(environment, launcher.rank), _number(environment, launcher.size)
     if launcher.name == SRUN:
         size = _srun_size(environment, rank, size)

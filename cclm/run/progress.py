@@ -153,7 +153,6 @@ def log_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parse(text: str) -> dict[str, Any] | None:
-    """A line of the log; None if it is none."""
     try:
         line = json.loads(text)
     except ValueError:

@@ -45,13 +45,11 @@ class StatusRecord:
     phase: str
     """One word: "starting", "training", "saving", "done", ..."""
     time: float
-    """Seconds since 1970 when it said so."""
     host: str
     pid: int
     cause: str = ""
     """Of `cclm.run.causes`: why it ended; "" while it runs, or if it could not say."""
     reason: str = ""
-    """The same in a sentence."""
 
 
 class RankStatus:
@@ -120,7 +118,6 @@ class DoneRecord:
     step: int
     seconds: float
     time: float
-    """Seconds since 1970 when it ended."""
 
 
 class DoneMarker:
@@ -162,7 +159,6 @@ class RankEnd:
     time: float
     cause: Cause
     reason: str
-    """A sentence, for people."""
 
     def __str__(self) -> str:
         is_signal = 128 < self.code < 128 + signal.NSIG

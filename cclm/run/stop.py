@@ -71,10 +71,8 @@ class StoppedRecord:
     """A run that was asked to stop, saved, and ended."""
 
     step: int
-    """Number of steps done, and saved."""
     reason: str
     time: float
-    """Seconds since 1970."""
     kind: StopKind = StopKind.SIGNAL
 
 

@@ -207,7 +207,6 @@ class Talk:
             self._all_left.set()
 
     def _judge(self) -> None:
-        """Look for a rank that has given no sign of life for too long."""
         now = self._clock()
         gap_s, self._judged = min(now - self._judged, MOST_GAP_S * self._period_s), now
         signs = self._board.get([f"at {rank}" for rank in range(self.world_size)])

@@ -119,7 +119,6 @@ def diagnose(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 
 def _say_of(runs: list[Path]) -> Callable[[Path, str], None]:
-    """Return how to speak of a run: by its name, if there are several."""
     return lambda run, line: say(f"{run.name}: {line}" if len(runs) > 1 else line)
 
 

@@ -46,7 +46,6 @@ class Ranks:
     stop_signal: int | None = None
     """The first that asked to stop."""
     asked: float = 0.0
-    """When it came."""
     kill_at: float | None = None
     ask_at: float | None = None
     """When ranks that live on, though another was asked to stop and has, are asked, too."""

@@ -77,7 +77,6 @@ class Fabric:
     """What a machine has to reach others."""
 
     kind: str
-    """Key of `PROFILES`."""
     interface: str | None
     """Where IP goes; None: not known."""
     devices: tuple[str, ...] = ()
@@ -180,7 +179,6 @@ def default_interface(root: Path = Path("/")) -> str | None:
 
 
 def _ports(folder: Path) -> Iterator[_Port]:
-    """Ports of RDMA devices that have a link, by kind."""
     kinds = {"InfiniBand": "infiniband", "Ethernet": "roce"}
     for port in sorted(folder.glob("*/ports/*")):
         device = port.parents[1]

@@ -37,7 +37,6 @@ class SlurmPlan:
     request: SlurmRequest
     """What the plan was made from, so that it can be made again with changes (`launch/slurm/submit.py`)."""
     profile: Profile
-    """The same."""
     log: Path
     """Output of the batch script; each rank has its own log beside it."""
     code_folder: Path
@@ -54,7 +53,6 @@ class SlurmPlan:
     task_prefix: tuple[str, ...]
     """What srun runs before the interpreter: a container's `exec`."""
     python: str
-    """Interpreter of the ranks."""
     preflight: str
     version: int = 1
 
@@ -208,7 +206,6 @@ def _srun(plan: SlurmPlan) -> tuple[str, ...]:
 
 
 def _mounts(plan: SlurmPlan) -> list[str]:
-    """What a container must see."""
     shared = () if plan.request.code_folder is None else (plan.code_folder,)
     folders = (plan.run_folder, *shared, plan.request.checkout, *plan.profile.container_mounts)
     return list(dict.fromkeys(map(str, folders)))

@@ -33,7 +33,6 @@ class Sweep:
     """What was asked for."""
 
     recipe: str
-    """Where the recipe came from."""
     base: Mapping[str, Any]
     """The recipe with the overrides that all points share."""
     points: tuple[Mapping[str, Any], ...]

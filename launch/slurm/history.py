@@ -45,7 +45,6 @@ class Event:
     cause: str = ""
     """Of an end: why, as `cclm.run.causes` has it."""
     reason: str = ""
-    """A sentence, for people."""
     by_user: bool = False
     """Of a submission: a person decided to try (again), so earlier failures do not count."""
     time: float = field(default_factory=lambda: round(time.time(), 3))

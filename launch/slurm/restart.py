@@ -28,11 +28,9 @@ class RestartDecision:
     exit_status: str
     """"done", "stopped" or "failed"."""
     goes_on: bool
-    """Whether there is another attempt."""
     step: int
     cause: Cause
     reason: str
-    """A sentence, for people."""
 
 
 def decide_restart(run_folder: Path, max_tries: int, job: str, *, is_ended_from_outside: bool) -> RestartDecision:

@@ -87,7 +87,6 @@ def _note_submission(plan: SlurmPlan, job: str) -> None:
 
 
 def _write_job(plan: SlurmPlan, recipe: Recipe | None) -> None:
-    """Write recipe, plan and script into the run folder."""
     for name in ("logs", SLURM_FOLDER, "status"):
         (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
     if recipe is not None:
@@ -220,7 +219,6 @@ def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, sa
 
 
 def _points_to_submit(plan: SweepPlan, say: Say, *, new_code: bool) -> list[int]:
-    """Points that are neither done nor have a job."""
     count = len(plan.points)
     open_points, alive = points_not_done(plan.folder, count), points_alive(plan.folder, count)
     busy = {number: job for number, job in alive.items() if number in open_points}
