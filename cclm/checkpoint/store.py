@@ -25,12 +25,11 @@ from cclm.run.checkpoints import (
     complete_checkpoints,
     read_marker,
     read_pins,
+    read_rollbacks,
     removable,
     step_of,
 )
-from cclm.run.identity import run_identity
-from cclm.run.rollbacks import read_rollbacks
-from cclm.run.status import DONE_NAME
+from cclm.run.status import DONE_NAME, run_identity
 from cclm.shardfile.fetch import FetchError, fetch, open_system
 
 COPIED = "copied.json"

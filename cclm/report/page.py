@@ -24,9 +24,8 @@ from cclm.report.claims import (
 )
 from cclm.report.facts import RunFacts, read_facts
 from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
-from cclm.run.bottleneck import SECTIONS, SHARE
 from cclm.run.checkpoints import CheckpointFacts
-from cclm.run.progress import slow_ranks
+from cclm.run.progress import SECTIONS, SHARE, slow_ranks
 from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
 from cclm.views.entry import ViewEntry

@@ -25,6 +25,7 @@ from typing import Any
 
 from cclm.errors import CheckpointError
 from cclm.files import atomic
+from cclm.files.lines import StepLines
 from cclm.run.causes import retried
 
 FOLDER = "checkpoints"
@@ -33,6 +34,8 @@ SAVE_NAME = "save_now"
 """In the run folder: asks for a checkpoint at once, whatever it holds."""
 PINNED = "pinned.json"
 """Beside the checkpoints: which of them are the best, as an evaluation found."""
+ROLLBACKS_FILE = "rollbacks.jsonl"
+"""In the run folder: a line for each rollback, of all attempts."""
 FORMAT_VERSION = 3
 """Of what is written."""
 READABLE_VERSIONS = (2, 3)
@@ -332,3 +335,24 @@ def identify_newest(run_folder: Path) -> CheckpointFacts | None:
     """Return the facts of the newest complete checkpoint of a run, or None if there is none."""
     found = newest_complete(run_folder)
     return None if found is None else identify(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """One return to an older checkpoint (`cclm.train.rollback`)."""
+
+    step: int
+    """The first step that was not done any more."""
+    to: int
+    """Updates of the checkpoint that the run went on from."""
+    first: int
+    """First step that is left out since then."""
+    stop: int
+    """The step behind the last of them."""
+
+
+def read_rollbacks(run_folder: Path) -> list[Rollback]:
+    """Return the rollbacks of a run, oldest first."""
+    names = Rollback.__annotations__
+    lines = StepLines(run_folder / ROLLBACKS_FILE).read()
+    return [Rollback(**{name: int(line[name]) for name in names}) for line in lines]

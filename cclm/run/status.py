@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from cclm.run.causes import GOOD_ENDS, Cause, cause_of_code, consequence
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
+IDENTITY_NAME = "identity.json"
 FULL_BYTES = 2**20
 """A disk with less room than this is full."""
 MOST_REASON = 500
@@ -201,3 +203,13 @@ def _records(run_folder: Path, kind: str) -> Iterator[RankEnd]:
                 "reason": ": ".join(words),
             }
         yield RankEnd(**{**values, "cause": Cause(values["cause"])})
+
+
+def run_identity(folder: Path) -> str:
+    """Return the identity of the run in a folder: a random text, made once, that copies and services know it by."""
+    path = folder / IDENTITY_NAME
+    if path.exists():
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    identity = secrets.token_hex(8)
+    replace_text(path, json.dumps({"id": identity}) + "\n")
+    return identity

@@ -37,8 +37,6 @@ CLEARED_VARIABLE = "CCLM_CLEARED"
 NEVER = 0.0
 """Time of a request that asks nothing."""
 BY_HAND = "asked through RUN/stop"
-OLD_USER_PREFIX = "rest: "
-"""How a person's request was told before requests had a kind."""
 
 
 class StopKind(str, Enum):
@@ -119,11 +117,8 @@ def read_stopped(folder: Path) -> StoppedRecord | None:
     values = read_json(folder / STOPPED_NAME, None)
     if values is None:
         return None
-    reason = str(values.get("reason", BY_HAND))
-    # Requests had no kind once.
-    kind = values.get("kind", StopKind.USER if reason.startswith(OLD_USER_PREFIX) else StopKind.SIGNAL)
-    reason = reason.removeprefix(OLD_USER_PREFIX)
-    return StoppedRecord(step=values.get("step", 0), reason=reason, time=values.get("time", 0.0), kind=StopKind(kind))
+    kind, reason = StopKind(values.get("kind", StopKind.SIGNAL)), str(values.get("reason", BY_HAND))
+    return StoppedRecord(step=values.get("step", 0), reason=reason, time=values.get("time", 0.0), kind=kind)
 
 
 def clear(folder: Path, *, before: float = math.inf) -> None:

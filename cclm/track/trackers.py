@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.run.identity import run_identity
 from cclm.run.progress import log_lines
+from cclm.run.status import run_identity
 
 CSV_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"

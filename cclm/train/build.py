@@ -33,9 +33,9 @@ from cclm.hub.open import longest_text, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.ops.choice import Choice, ModelKernels, choose_model_kernels
 from cclm.ops.heap import treat_freed_memory
-from cclm.run.cores import THREADS, own_cores, share_cores
+from cclm.run.checkpoints import ROLLBACKS_FILE, Rollback, read_rollbacks
 from cclm.run.ending import MemoryGuard
-from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
+from cclm.run.machine import THREADS, own_cores, share_cores
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start

@@ -1,6 +1,6 @@
 """A Slurm job as a value: made by a pure function from a request and a profile, printed, compared, or rendered.
 
-    SlurmRequest + Profile ── plan_job ──> SlurmPlan ──> text, JSON ── or ── launch/slurm/script.py ──> RUN/slurm/job.sh
+    SlurmRequest + Profile ── plan_job ──> SlurmPlan ──> text, JSON ── or ── launch/slurm/submit.py ──> RUN/slurm/job.sh
 
 Names of nodes and the port are not known before the job runs; the plan says how they come about.
 """

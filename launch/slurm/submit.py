@@ -17,6 +17,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
+from cclm.files.shipped import open_template
 from cclm.run.status import DoneMarker
 from launch.plan.recipe import Recipe, write_recipe
 from launch.plan.request import changed_request
@@ -28,6 +29,7 @@ from launch.plan.slurm_job import (
     SweepPlan,
     array_tasks,
     find_plan,
+    option,
     plan_job,
     read_plan,
 )
@@ -37,10 +39,53 @@ from launch.slurm.history import Event, add_event
 from launch.slurm.jobs import jobs_alive, live_jobs, points_alive, submit_script, told_by_slurm, would_take
 from launch.slurm.node_health import EXCLUDED, excluded_nodes, left_out
 from launch.slurm.restart import tasks_left, why_not_done
-from launch.slurm.script import render, render_sweep
 
+JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
+BANDWIDTH = ("-m", "cclm.distributed.bandwidth")
+"""The program that measures the network, one process per rank."""
 Say = Callable[[str], None]
 """Receives one line of progress at a time."""
+
+
+def render(plan: SlurmPlan) -> str:
+    """Return the text of the batch script."""
+    own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
+    counted = [word for word in plan.srun_options if word not in own]
+    return _fill(
+        ARRAY_TEMPLATE if plan.request.array else JOB_TEMPLATE,
+        plan=plan,
+        script=plan.script,
+        # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
+        step_options=" \\\n    ".join(["--kill-on-bad-exit=1 --wait=60", *map(shlex.quote, own)]),
+        srun_options=shlex.join(counted),
+        wrapped=shlex.join([*plan.task_prefix, plan.python]),
+        command=_on_lines(plan.command),
+        bandwidth=shlex.join([plan.python, *BANDWIDTH]),
+    )
+
+
+def render_sweep(plan: SweepPlan) -> str:
+    """Return the text of a sweep's batch script: each task runs the script of its point."""
+    return _fill(SWEEP_TEMPLATE, plan=plan)
+
+
+def _fill(name: str, **values: Any) -> str:
+    """A shell script: every value goes through shlex.quote."""
+    template = open_template(Path(__file__).with_name(name), html=False)
+    return str(template.render(quote=lambda value: shlex.quote(str(value)), option=option, **values))
+
+
+def _on_lines(command: tuple[str, ...]) -> str:
+    """A command in shell words; a long one with one option a line."""
+    text = shlex.join(command)
+    if len(text) <= 100:
+        return text
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word.startswith("-") and lines[-1]:
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code: bool = False) -> str:
