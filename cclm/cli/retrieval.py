@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cclm.retrieve.search import EmbeddedSet
     from cclm.retrieve.storage import StorageCost
 
-KINDS, INDEXES = ("image", "text"), ("exact", "usearch")
 
 
 def add_to(commands: Commands) -> None:
@@ -50,8 +49,8 @@ def add_to(commands: Commands) -> None:
         type=not_negative,
         help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)",
     )
-    add("--kind", default="image", help="image or text: what to find")
-    add("--index", default="exact", help="exact looks at every row; usearch, for millions, builds an index once")
+    add("--kind", default="image", choices=("image", "text"), help="what to find")
+    add("--index", default="exact", choices=("exact", "usearch"), help="usearch, for millions, builds an index once")
     add("--html", type=Path, help="also write a page with the images")
     add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
     add("--host", default="127.0.0.1", help="with --serve: where to listen; this machine alone reaches the default")
@@ -143,9 +142,6 @@ def search_texts(options: argparse.Namespace) -> None:
 
 
 def _check_search(options: argparse.Namespace) -> None:
-    for name, value, choices in (("--kind", options.kind, KINDS), ("--index", options.index, INDEXES)):
-        if value not in choices:
-            raise ConfigError(where=name, expected=" or ".join(choices), got=repr(value), do="Choose one of these.")
     given = [name for name in ("serve", "rerank", "html") if getattr(options, name)]
     if options.kind == "text" and given:
         raise ConfigError(

@@ -48,8 +48,6 @@ class CheckedRecipe:
     config: RunConfig
     notes: tuple[str, ...]
     """What may be meant but deserves a line, such as a batch that is larger than its sets."""
-    unseen: tuple[str, ...]
-    """What only the start of the run looks at: remote shard sets, models on the hub."""
 
 
 def check_recipe(
@@ -67,20 +65,12 @@ def check_recipe(
     ConfigError with everything that is wrong in all files and overrides, and with what they name."""
     reading = Reading(arguments, recipes, table)
     notes: list[str] = []
-    unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
         config, converter = without_training(reading.found), reading.converter
         notes += _notes_on(config)
         for text in validation_errors_for(config, world_size):
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
-        unseen = [
-            f"{one.key}: {one.path}"
-            for one in (*named_sets(config.views), *evaluated_sets(config))
-            if is_remote(one.path) or not files_exist
-        ]
-        if not files_exist:
-            unseen += [f"{key}: {teacher.path}" for key, teacher in named_teachers(config.views)]
         if files_exist:
             notes += _check_sets(config, converter, shards)
             for key, path in named_files(config.views):
@@ -90,9 +80,7 @@ def check_recipe(
             for key, path in _measured_sets(config):
                 if not is_remote(path) and not Path(path).is_dir():
                     converter.add(key, f"expected a shard set or a folder of annotations, got nothing at {path}")
-        if is_hub_name(config.data.tokenizer) or not files_exist:
-            unseen.append(f"data.tokenizer: {config.data.tokenizer}")
-        else:
+        if files_exist and not is_hub_name(config.data.tokenizer):
             with _noted(converter, "data.tokenizer"):
                 tokenizer_file(config.data.tokenizer)
         if config.engine == "deepspeed" and config.views:
@@ -100,9 +88,7 @@ def check_recipe(
                 resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
     config = reading.finish()
     return CheckedRecipe(
-        config=with_epochs(config) if files_exist else without_training(config),
-        notes=tuple(notes),
-        unseen=tuple(unseen),
+        config=with_epochs(config) if files_exist else without_training(config), notes=tuple(notes)
     )
 
 

@@ -103,12 +103,16 @@ class Csv:
         return text.getvalue()
 
 
-class Wandb:
-    """Weights & Biases; `WANDB_MODE=offline` keeps the run in the folder, for `wandb sync`."""
+class _Service:
+    """Of a run's folder; the run that is open there."""
 
     def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._folder, self._project, self._identity, self._config = folder, project, identity, config
+        self._folder, self._project, self._identity, self._config = folder, project, identity, dict(config)
         self._run: Any = None
+
+
+class Wandb(_Service):
+    """Weights & Biases; `WANDB_MODE=offline` keeps the run in the folder, for `wandb sync`."""
 
     def rewind(self, step: int) -> None:
         """Open the run, new or as it is; steps are numbers of their own, so that they may go back."""
@@ -117,7 +121,7 @@ class Wandb:
         if self._run is None:
             self._run = wandb.init(
                 project=self._project, id=self._identity, name=self._folder.name, dir=self._folder, resume="allow",
-                config=dict(self._config), settings=wandb.Settings(console="off", silent=True),
+                config=self._config, settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
             self._run.define_metric("*", step_metric="step")
 
@@ -134,13 +138,10 @@ class Wandb:
             wandb.teardown()
 
 
-class Mlflow:
+class Mlflow(_Service):
     """MLflow, at `MLFLOW_TRACKING_URI`."""
 
-    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._folder, self._project, self._identity, self._config = folder, project, identity, config
-        self._client: Any = None
-        self._run = ""
+    _client: Any = None
 
     def rewind(self, step: int) -> None:
         """Find the run by its tag, or make it."""
@@ -157,7 +158,7 @@ class Mlflow:
         )  # fmt: skip
         self._run = run.info.run_id
         if not runs:
-            self._client.log_dict(self._run, dict(self._config), "config.yaml")
+            self._client.log_dict(self._run, self._config, "config.yaml")
 
     def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Log the line in one call."""
@@ -173,12 +174,8 @@ class Mlflow:
             self._client.set_terminated(self._run)
 
 
-class Trackio:
+class Trackio(_Service):
     """trackio: a local database (`TRACKIO_DIR`), or a Space."""
-
-    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._project, self._name, self._config = project, f"{folder.name}-{identity}", config
-        self._run: Any = None
 
     def rewind(self, step: int) -> None:
         """Open the run, new or as it is."""
@@ -186,8 +183,9 @@ class Trackio:
 
         if self._run is None:
             self._run = trackio.init(
-                project=self._project, name=self._name, resume="allow", config=dict(self._config), embed=False
-            )
+                project=self._project, name=f"{self._folder.name}-{self._identity}", resume="allow",
+                config=self._config, embed=False,
+            )  # fmt: skip
 
     def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Log the line."""

@@ -6,8 +6,7 @@ import socket
 from pathlib import Path
 
 from cclm.config import RunConfig
-from cclm.distributed.board import write_recorded_collectives
-from cclm.distributed.topology import Topology
+from cclm.distributed.topology import Topology, write_recorded_collectives
 from cclm.errors import Cause
 from cclm.run.stop import note_left
 from cclm.run.talk import Board, Talk

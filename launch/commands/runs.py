@@ -107,9 +107,8 @@ def show_logs(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def diagnose(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print a report on this machine and Slurm; 1 if something fails."""
-    from launch.local.diagnose import diagnose_machine
     from launch.plan.request import read_profile
-    from launch.slurm.diagnose import diagnose_slurm
+    from launch.watch.doctor import diagnose_machine, diagnose_slurm
 
     profile = read_profile(options.profile)
     found = [*diagnose_machine(options.folder), *diagnose_slurm(options.folder, profile, options.save_s)]

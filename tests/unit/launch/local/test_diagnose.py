@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import diagnose
-from launch.local.diagnose import Diagnostic, diagnose_machine
+from launch.watch import doctor as diagnose
+from launch.watch.doctor import Diagnostic, diagnose_machine
 
 
 def level_of(folder: Path, subject: str) -> str:

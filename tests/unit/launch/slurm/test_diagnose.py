@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from launch.local.diagnose import Diagnostic
 from launch.plan.request import Profile
 from launch.slurm import capabilities, diagnose
 from launch.slurm.capabilities import Cluster
-from launch.slurm.diagnose import (
+from launch.watch.doctor import (
+    Diagnostic,
     describe,
     diagnose_accounting,
     diagnose_folder,
