@@ -21,13 +21,14 @@ from benchmarks.scaling_model import (
     ScaledCase,
     exchange_bytes,
     read_published,
+    scaled,
     sharding_of,
     step_of,
 )
 from cclm.costs.network import parameters_by_part
 from cclm.files.shipped import CHECKOUT
 from cclm.forecast.machines import GPUS, Gpu
-from cclm.forecast.memory import Case, memory_of
+from cclm.forecast.memory import memory_of
 
 RECIPES = {"cclm_3m": ("bf16",), "cclm_x2vlm_base": ("fp32", "bf16"), "cclm_x2vlm_large": ("fp32", "bf16")}
 """Name → precisions: the published one, and bf16."""
@@ -56,7 +57,7 @@ def case_of(recipe: str, precision: str, file: str, counter: MovedCounter) -> Sc
     """Count a recipe in a precision, sharded as a DeepSpeed JSON says."""
     config = read_published(recipe, "--precision", precision)
     sharding = sharding_of(CHECKOUT / "ds_configs" / f"{file}.json", precision)
-    return ScaledCase(name=recipe, file=file, **vars(Case.of(config, counter, sharding)))
+    return scaled(config, counter, sharding, recipe, file)
 
 
 def speed_of(case: ScaledCase, gpu: Gpu, count: int, base: float | None = None) -> Speed:
@@ -66,7 +67,7 @@ def speed_of(case: ScaledCase, gpu: Gpu, count: int, base: float | None = None) 
     return Speed(
         gpus=count,
         samples_per_s=rate,
-        mfu=case.flops / count / gpu.flops[case.config.precision] / step.total,
+        mfu=case.flops / count / gpu.peak(case.config.precision) / step.total,
         efficiency=1.0 if base is None else rate / count / base,
         seconds=asdict(step),
     )
@@ -111,7 +112,7 @@ def floors(cases: Sequence[ScaledCase]) -> Table:
             f"{moved / 1e12:.2f}",
         ]
         for gpu in GPUS:
-            floor = max(case.flops / gpu.flops[case.config.precision], moved / gpu.hbm_bytes_per_s) / USUAL
+            floor = max(case.flops / gpu.peak(case.config.precision), moved / gpu.hbm_bytes_per_s) / USUAL
             speed = speed_of(case, gpu, USUAL)
             step = sum(speed.seconds.values())
             row += [

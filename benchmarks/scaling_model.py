@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from cclm.config import RunConfig
 from cclm.costs.network import Cost, parameters_by_part, parts_of
-from cclm.costs.recipe import XLM_R_WORDS, Call, Counter, Exchange, Update
+from cclm.costs.recipe import XLM_R_WORDS, Call, Counter, Update, rows_of
+from cclm.data.config import ViewConfig
 from cclm.forecast.machines import ASSUMPTIONS as OF_FORECASTS
 from cclm.forecast.machines import Gpu, Sharding
 from cclm.forecast.memory import Case, kept_share
@@ -194,9 +195,33 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What a view's rows exchange between ranks in an update."""
+
+    batch: int
+    group: int
+    contrasts: int
+    states_per_row: float
+    """Token states of a row that its negative group shares: its text's, and its image's or other text's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledUpdate(Update):
+    """With what its views exchange."""
+
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Parts of the network that it uses."""
+        return frozenset(call.part for call in self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScaledCase(Case):
     """A recipe on so many GPUs, counted by a `MovedCounter`."""
 
+    updates: Sequence[ScaledUpdate]
     name: str
     file: str
     """Name of its DeepSpeed JSON."""
@@ -219,7 +244,7 @@ class ScaledCase(Case):
     def raised(self, factor: float) -> ScaledCase:
         """Return the same with batches `factor` times as large."""
 
-        def more(update: Update) -> Update:
+        def more(update: ScaledUpdate) -> ScaledUpdate:
             calls = tuple(replace(call, rows=round(call.rows * factor)) for call in update.calls)
             exchanges = tuple(replace(one, batch=round(one.batch * factor)) for one in update.exchanges)
             return replace(update, calls=calls, exchanges=exchanges, slots=round(update.slots * factor))
@@ -229,6 +254,25 @@ class ScaledCase(Case):
     def fits(self, ranks: int) -> bool:
         """Whether each rank has a row of each view."""
         return all(one.batch >= ranks for one in self.exchanges)
+
+
+def exchange_of(view: ViewConfig, counter: Counter) -> Exchange:
+    """Return what a view's rows exchange."""
+    rows = {(call.part, call.what): call.rows for call in rows_of(view, counter, A["text_fill"])[0]}
+    length, grid = math.ceil(A["text_fill"] * view.longest_text), counter.options.vision.grid_side or 0
+    states = length * rows["text", "clean"] + (1 + grid * grid) * rows.get(("vision", "images"), 0)
+    contrasts = 3 if getattr(view, "captions_per_image", 1) == 2 else getattr(view, "pairs_per_sample", 1)
+    batch = view.batch_size
+    return Exchange(batch=batch, group=view.negative_group, contrasts=contrasts, states_per_row=states / batch)
+
+
+def scaled(config: RunConfig, counter: MovedCounter, sharding: Sharding, name: str, file: str) -> ScaledCase:
+    """Count a recipe; `file`: name of the DeepSpeed JSON."""
+    case, found = Case.of(config, counter, sharding), [exchange_of(view, counter) for view in config.views.values()]
+    groups = [found] if len(case.updates) == 1 else [[one] for one in found]
+    pairs = zip(case.updates, groups, strict=True)
+    updates = [ScaledUpdate(**vars(update), exchanges=tuple(group)) for update, group in pairs]
+    return ScaledCase(**{**vars(case), "updates": updates}, name=name, file=file)
 
 
 def _cost(call: Call) -> MovedCost:
@@ -253,7 +297,7 @@ def _kernels(update: Update) -> int:
     return sum(once.values())
 
 
-def zero_s(case: ScaledCase, update: Update, gpu: Gpu, ranks: Ranks) -> tuple[float, float]:
+def zero_s(case: ScaledCase, update: ScaledUpdate, gpu: Gpu, ranks: Ranks) -> tuple[float, float]:
     """Return the seconds of an update's ZeRO collectives that can overlap with computing, and of those that cannot."""
     sizes, modules, sharding = parameters_by_part(case.counter.model), parts_of(case.counter.model), case.sharding
     used = sum(sizes[part] for part in update.parts)
@@ -286,7 +330,7 @@ def exchange_bytes(case: ScaledCase, one: Exchange, ranks: Ranks) -> tuple[float
     return one.contrasts * one.batch * per_row, states, min(ranks.count, math.ceil(one.group / rows) + 1)
 
 
-def exchange_s(case: ScaledCase, update: Update, gpu: Gpu, ranks: Ranks) -> tuple[float, float]:
+def exchange_s(case: ScaledCase, update: ScaledUpdate, gpu: Gpu, ranks: Ranks) -> tuple[float, float]:
     """Return the seconds of an update's feature exchange (features with identities; then log-sum-exps), and of the
     states of shared groups (a gather forward, a reduce-scatter backward). Both stand between encoders and losses."""
     features = states = 0.0
@@ -308,7 +352,7 @@ def step_of(case: ScaledCase, gpu: Gpu, count: int) -> Step:
         optimizer = (
             case.num_parameters / count * 28
         )  # gradient, weight and two moments read; weights and moments written
-        busy = flops / (gpu.flops["fp32" if case.config.precision == "fp32" else "bf16"] * A["matmul_share"])
+        busy = flops / (gpu.peak(case.config.precision) * A["matmul_share"])
         busy += (_moved(update, case, count) + optimizer) / (gpu.hbm_bytes_per_s * A["hbm_share"])
         launch = _kernels(update) * A["host_operation_s"]
         if case.sharding.stage == 3 and count > 1:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cclm.retrieve.storage import StorageCost
 
 
-
 def add_to(commands: Commands) -> None:
     """Add `embed`, `search` and `score`."""
     add = add_command(commands, "embed", embed_source)

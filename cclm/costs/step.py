@@ -65,7 +65,7 @@ class StepCosts:
         if (view, corner) not in self._found:
             self._counter = self._counter or Counter(self._config)
             sums = dict[str, float]()
-            for call in rows_of(view, self._config.views[view], self._counter, corner / GRID)[0]:
+            for call in rows_of(self._config.views[view], self._counter, corner / GRID)[0]:
                 sums[call.part] = sums.get(call.part, 0.0) + call.rows * call.cost.flops
             self._found[view, corner] = sums
         return self._found[view, corner]

@@ -24,6 +24,10 @@ class Gpu:
     """Of a GPU's share of its machine's network cards, in one direction."""
     source: str
 
+    def peak(self, precision: str) -> float:
+        """Return its FLOP/s in a precision."""
+        return self.flops["fp32" if precision == "fp32" else "bf16"]
+
 
 GPUS = (
     Gpu(

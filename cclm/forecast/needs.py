@@ -102,12 +102,7 @@ def forecast(
         free_bytes=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free,
         flops=case.flops,
         mfu=mfu,
-        hours=None
-        if gpu is None
-        else config.steps
-        * case.flops
-        / (ranks * gpu.flops["fp32" if config.precision == "fp32" else "bf16"] * mfu)
-        / 3600,
+        hours=None if gpu is None else config.steps * case.flops / (ranks * gpu.peak(config.precision) * mfu) / 3600,
         deepspeed=resolved or None,
         notes=[*notes, *_warnings(memory, gpu)],
     )

@@ -87,9 +87,7 @@ def check_recipe(
             with _noted(converter, "deepspeed"):
                 resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
     config = reading.finish()
-    return CheckedRecipe(
-        config=with_epochs(config) if files_exist else without_training(config), notes=tuple(notes)
-    )
+    return CheckedRecipe(config=with_epochs(config) if files_exist else without_training(config), notes=tuple(notes))
 
 
 @contextmanager

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from benchmarks.scaling_model import MovedCounter, ScaledCase, sharding_of, step_of
+from benchmarks.scaling_model import MovedCounter, ScaledCase, scaled, sharding_of, step_of
 from cclm.forecast.machines import GPUS
-from cclm.forecast.memory import Case
 from tests.tiny_config import run_config
 
 REPOSITORY = Path(__file__).parents[3]
@@ -21,7 +20,7 @@ SHARDING = sharding_of(REPOSITORY / "ds_configs/zero3_bf16.json", "bf16")
 def case() -> ScaledCase:
     """The usual small network: batches of 128 in groups of 64, images of 16 tokens, texts of 40 and 64 at most."""
     config = run_config(precision="bf16")
-    return ScaledCase(name="tiny", file="", **vars(Case.of(config, MovedCounter(config), SHARDING)))
+    return scaled(config, MovedCounter(config), SHARDING, "tiny", "")
 
 
 @pytest.mark.slow

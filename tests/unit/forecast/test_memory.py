@@ -16,6 +16,7 @@ from benchmarks.scaling_model import (
     exchange_bytes,
     fetch_units,
     read_published,
+    scaled,
     sharding_of,
     step_of,
 )
@@ -46,7 +47,7 @@ def options(vision: VisionOptions) -> ModelOptions:
 def case() -> ScaledCase:
     """The usual small network: batches of 128 in groups of 64, images of 16 tokens, texts of 40 and 64 at most."""
     config = run_config(precision="bf16")
-    return ScaledCase(name="tiny", file="", **vars(Case.of(config, MovedCounter(config), SHARDING)))
+    return scaled(config, MovedCounter(config), SHARDING, "tiny", "")
 
 
 def in_fp32(case: ScaledCase) -> ScaledCase:
