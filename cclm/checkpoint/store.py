@@ -18,17 +18,7 @@ from typing import Any
 
 from cclm.run import checkpoints
 from cclm.run.causes import retried
-from cclm.run.checkpoints import (
-    MARKER,
-    DamagedError,
-    FileRecord,
-    complete_checkpoints,
-    read_marker,
-    read_pins,
-    read_rollbacks,
-    removable,
-    step_of,
-)
+from cclm.run.checkpoints import FileRecord
 from cclm.run.status import DONE_NAME, run_identity
 from cclm.shardfile.fetch import FetchError, fetch, open_system
 
@@ -93,22 +83,25 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
-            on_damage(step_of(Path(name)))
+            on_damage(checkpoints.step_of(Path(name)))
             return None
 
     def put(self, run_folder: Path, checkpoint: Path) -> Copy:
         """Copy a complete checkpoint, and what belongs to it of its run; the marker last. Raise OSError, or what the
         store's client raises, if it cannot be written, or the checkpoint is gone."""
-        name, files = checkpoint.name, dict(read_marker(checkpoint).files)
-        self.remove(step_of(checkpoint))
+        name, files = checkpoint.name, dict(checkpoints.read_marker(checkpoint).files)
+        self.remove(checkpoints.step_of(checkpoint))
         for path in files:
             retried(partial(self._send, checkpoint / path, f"{name}/{OF_CHECKPOINT}{path}"))
         records = {f"{OF_CHECKPOINT}{path}": record for path, record in files.items()}
-        small = {f"{OF_CHECKPOINT}{MARKER}": (checkpoint / MARKER).read_bytes(), **_run_files(run_folder)}
+        small = {
+            f"{OF_CHECKPOINT}{checkpoints.MARKER}": (checkpoint / checkpoints.MARKER).read_bytes(),
+            **_run_files(run_folder),
+        }
         for path, content in small.items():
             retried(partial(self._write, f"{name}/{path}", content))
             records[path] = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        copy = Copy(step=step_of(checkpoint), files=records, run=run_identity(run_folder))
+        copy = Copy(step=checkpoints.step_of(checkpoint), files=records, run=run_identity(run_folder))
         retried(partial(self._write, f"{name}/{COPIED}", json.dumps(asdict(copy), indent=1).encode()))
         return copy
 
@@ -160,8 +153,11 @@ def copy_run(
     Return the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
     than they are; but not those of steps that the run has gone back from. Raise FetchError if copies of another run lie
     there."""
-    store, made, pins = open_store(url), list[int](), read_pins(run_folder)
-    copies, here = store.copies(), {step_of(path): path for path in complete_checkpoints(run_folder)}
+    store, made, pins = open_store(url), list[int](), checkpoints.read_pins(run_folder)
+    copies, here = (
+        store.copies(),
+        {checkpoints.step_of(path): path for path in checkpoints.complete_checkpoints(run_folder)},
+    )
     if not here:
         return []
     identity = run_identity(run_folder)  # it comes along, too
@@ -173,20 +169,22 @@ def copy_run(
             do="Give each run a URL of its own.",
         )
     for step, path in sorted(here.items(), reverse=True):
-        if step in copies and copies[step].files[OF_CHECKPOINT + MARKER] == checkpoints.record_file(path / MARKER):
+        if step in copies and copies[step].files[OF_CHECKPOINT + checkpoints.MARKER] == checkpoints.record_file(
+            path / checkpoints.MARKER
+        ):
             continue
         try:
             copies[step] = store.put(run_folder, path)
-        except (FileNotFoundError, DamagedError):  # it was pruned meanwhile; anything else is an error
-            if path in complete_checkpoints(run_folder):
+        except (FileNotFoundError, checkpoints.DamagedError):  # it was pruned meanwhile; anything else is an error
+            if path in checkpoints.complete_checkpoints(run_folder):
                 raise
             store.remove(step)
         else:
             made.append(step)
     steps, newest = sorted({*copies, *here}), max(here)
-    back = read_rollbacks(run_folder)
+    back = checkpoints.read_rollbacks(run_folder)
     goes = [step for step in steps if step > newest and any(one.to < step <= one.step for one in back)]
-    goes += removable([step for step in steps if step <= newest], pins, keep, keep_every)
+    goes += checkpoints.removable([step for step in steps if step <= newest], pins, keep, keep_every)
     for step in goes:
         if step in copies and step not in here:
             store.remove(step)
