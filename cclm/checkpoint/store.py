@@ -94,11 +94,8 @@ class Store:
         for path in files:
             retried(partial(self._send, checkpoint / path, f"{name}/{OF_CHECKPOINT}{path}"))
         records = {f"{OF_CHECKPOINT}{path}": record for path, record in files.items()}
-        small = {
-            f"{OF_CHECKPOINT}{checkpoints.MARKER}": (checkpoint / checkpoints.MARKER).read_bytes(),
-            **_run_files(run_folder),
-        }
-        for path, content in small.items():
+        marker = {OF_CHECKPOINT + checkpoints.MARKER: (checkpoint / checkpoints.MARKER).read_bytes()}
+        for path, content in {**marker, **_run_files(run_folder)}.items():
             retried(partial(self._write, f"{name}/{path}", content))
             records[path] = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         copy = Copy(step=checkpoints.step_of(checkpoint), files=records, run=run_identity(run_folder))

@@ -76,7 +76,11 @@ def check_recipe(
             for key, path in named_files(config.views):
                 if not Path(path).is_file():
                     converter.add(key, f"expected an annotation file, got nothing at {path}", "wrong_value")
-            _check_teachers(config, converter)
+            for key, teacher in named_teachers(config.views):
+                from cclm.data.teacher_index import teacher_files
+
+                with _noted(converter, key):
+                    teacher_files(teacher)
             for key, path in _measured_sets(config):
                 if not is_remote(path) and not Path(path).is_dir():
                     converter.add(key, f"expected a shard set or a folder of annotations, got nothing at {path}")
@@ -127,15 +131,6 @@ def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
             for name, where in sets.items():
                 path = where if is_remote(where) else str(Path(finetune.data) / where.removeprefix("file://"))
                 yield f"finetune.{key}.{name}", path
-
-
-def _check_teachers(config: RunConfig, converter: Converter) -> None:
-    """Every teacher's files are there, with the columns and the width that are asked for."""
-    for key, teacher in named_teachers(config.views):
-        from cclm.data.teacher_index import teacher_files
-
-        with _noted(converter, key):
-            teacher_files(teacher)
 
 
 def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator[str]:
