@@ -143,18 +143,14 @@ def _run_files(run_folder: Path) -> dict[str, bytes]:
     return {f"{OF_RUN}{name}": (run_folder / name).read_bytes() for name in names if name not in LEFT_BEHIND}
 
 
-def copy_run(
-    run_folder: Path, url: str, keep: int, keep_every: int | None = None, open_store: Callable[[str], Store] = Store
-) -> list[int]:
+def copy_run(run_folder: Path, url: str, keep: int, keep_every: int | None = None) -> list[int]:
     """Copy a run's complete checkpoints that are not copied yet, newest first; then remove copies by the same rule.
     Return the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
     than they are; but not those of steps that the run has gone back from. Raise FetchError if copies of another run lie
     there."""
-    store, made, pins = open_store(url), list[int](), checkpoints.read_pins(run_folder)
-    copies, here = (
-        store.copies(),
-        {checkpoints.step_of(path): path for path in checkpoints.complete_checkpoints(run_folder)},
-    )
+    store, made, pins = Store(url), list[int](), checkpoints.read_pins(run_folder)
+    copies = store.copies()
+    here = {checkpoints.step_of(path): path for path in checkpoints.complete_checkpoints(run_folder)}
     if not here:
         return []
     identity = run_identity(run_folder)  # it comes along, too

@@ -10,6 +10,9 @@ from math import floor, isfinite, log10
 PALETTE = ("#2563a8", "#d4700f", "#12877a", "#7b52b9", "#b03060", "#6b6f76")
 """Line colours, told apart in print and by most colour-blind readers."""
 
+Label = tuple[float, str, str]
+"""Height, text and colour."""
+GAP = 12.0
 INK, FAINT, GRID = "#1d2733", "#6b7683", "#e4e8ec"
 TICK = 'class="tick"'
 RAW, CALM = 'stroke-width="1" opacity="0.28"', 'stroke-width="2" stroke-linejoin="round"'
@@ -127,27 +130,23 @@ def line_chart(
     return "".join(parts) + "</svg>"
 
 
-def spread_labels(
-    labels: Iterable[tuple[float, str, str]], top: float, height: float, gap: float = 12.0
-) -> list[tuple[float, str, str]]:
+def spread_labels(labels: Iterable[Label], top: float, height: float) -> list[Label]:
     """Move labels apart so that none covers another, the order by height kept, all inside the chart."""
-    placed: list[tuple[float, str, str]] = []
+    placed: list[Label] = []
     for y, text, colour in sorted(labels):
-        placed.append((max(y, placed[-1][0] + gap) if placed else max(y, top), text, colour))
+        placed.append((max(y, placed[-1][0] + GAP) if placed else max(y, top), text, colour))
     limit = height - 24.0
     for index in reversed(range(len(placed))):
         y, text, colour = placed[index]
         placed[index] = (min(y, limit), text, colour)
-        limit = placed[index][0] - gap
+        limit = placed[index][0] - GAP
     return placed
 
 
-def bar_chart(
-    rows: Sequence[BarRow], chance: Mapping[str, float], *, width: int = 460, scale_max: float | None = None
-) -> str:
+def bar_chart(rows: Sequence[BarRow], chance: Mapping[str, float], *, scale_max: float | None = None) -> str:
     """Return an SVG of horizontal nested bars: R@1 in R@5 in R@10 (percent, as `chance` by name), a mark for re-ranked
     R@1, a tick for chance R@10. `scale_max`: where the axis ends."""
-    row_height, left, right, top = 19, 92, 48, 20
+    width, row_height, left, right, top = 460, 19, 92, 48, 20
     height = top + row_height * len(rows) + 6
     reach = scale_max or max(10.0, *(row.values["r10"] for row in rows)) * 1.02
     scale = (width - left - right) / reach

@@ -16,7 +16,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,8 @@ class StatusRecord:
 class RankStatus:
     """Writes `folder/status/rank_N.json`, each time as a whole."""
 
-    def __init__(self, folder: Path, rank: int, *, clock: Callable[[], float] = time.time) -> None:
-        self.path = folder / STATUS_FOLDER / f"rank_{rank}.json"
-        self.rank = rank
-        self._clock = clock
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path, self.rank = folder / STATUS_FOLDER / f"rank_{rank}.json", rank
 
     def write(self, step: int, phase: str, *, cause: Cause | None = None, reason: str = "") -> None:
         """Say what this rank does now, or with a `cause` why it ends."""
@@ -68,7 +66,7 @@ class RankStatus:
             rank=self.rank,
             step=step,
             phase=phase,
-            time=round(self._clock(), 3),
+            time=round(time.time(), 3),
             host=socket.gethostname(),
             pid=os.getpid(),
             cause="" if cause is None else cause.value,
@@ -125,13 +123,12 @@ class DoneRecord:
 class DoneMarker:
     """`folder/done.json`: written last, after everything else of a run; no marker means not done."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / DONE_NAME
-        self._clock = clock
 
     def write(self, step: int, seconds: float) -> None:
         """Declare the run done: it reached `step` steps in `seconds` seconds, the sum over its attempts."""
-        record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(self._clock(), 3))
+        record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(time.time(), 3))
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
     def read(self) -> DoneRecord | None:
