@@ -49,7 +49,8 @@ def add_to(commands: Commands) -> None:
         help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)",
     )
     add("--kind", default="image", choices=("image", "text"), help="what to find")
-    add("--index", default="exact", choices=("exact", "usearch"), help="usearch, for millions, builds an index once")
+    how = "exact looks at every row; usearch, for millions, builds an index once"
+    add("--index", default="exact", choices=("exact", "usearch"), help=how)
     add("--html", type=Path, help="also write a page with the images")
     add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
     add("--host", default="127.0.0.1", help="with --serve: where to listen; this machine alone reaches the default")

