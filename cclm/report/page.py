@@ -14,7 +14,7 @@ from cclm.files.reading import to_yaml
 from cclm.files.shipped import open_template
 from cclm.report import claims
 from cclm.report.facts import RunFacts, read_facts
-from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
+from cclm.report.svg import BarRow, Series, bar_chart, line_chart
 from cclm.run.checkpoints import CheckpointFacts
 from cclm.run.progress import SECTIONS, SHARE, slow_ranks
 from cclm.track.metrics import read_metrics
@@ -40,8 +40,7 @@ LICENCE_TEXTS = {
 }
 """Where the text of a licence stands, by SPDX tag."""
 
-PRIOR_LOSS = Reference(value=0.6365, label="prior")
-PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
+PRIOR_LOSS, PRIOR_ACCURACY = 0.6365, 2 / 3
 """Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
 SLOW_RANKS = {"speed/data_slowest_s": "for data", "speed/late_s": "otherwise"}
@@ -132,7 +131,7 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     rates = sorted({name for _, values in lines for name in values if name.startswith("learning_rate/")})
     negatives = f"in training, {claims.negatives_words(config)}"
     shared = (
-        panel(lines, "Matching accuracy", matching, negatives, reference=PRIOR_ACCURACY, y_from_zero=False),
+        panel(lines, "Matching accuracy", matching, negatives, prior=PRIOR_ACCURACY, y_from_zero=False),
         panel(lines, "Masked-word accuracy", masked),
         panel(lines, "Temperature", {"temperature": ""}, temperature_note(config)),
     )
@@ -180,7 +179,7 @@ def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | N
     """Yield the losses of one view."""
     match, note = f"{view}/{entry.matching}", "matching, negatives 2 : 1"
     yield panel(lines, f"{entry.contrastive.upper()} loss", {f"{view}/{entry.contrastive}": ""}, "contrastive")
-    yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, reference=PRIOR_LOSS, y_from_zero=False)
+    yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, prior=PRIOR_LOSS, y_from_zero=False)
     yield panel(lines, "MLM loss", {f"{view}/mlm": ""}, "masked words, given the other side")
     yield panel(lines, "Loss", {f"{view}/classes": "", f"{view}/answers": ""})
     yield panel(lines, "Accuracy", {f"{view}/accuracy": ""}, "on training batches")

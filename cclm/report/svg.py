@@ -28,14 +28,6 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A dashed horizontal line to compare with."""
-
-    value: float
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class BarRow:
     """One language: three nested bars, a mark, and what chance gives."""
 
@@ -79,23 +71,18 @@ def smoothed(values: Sequence[float], half_width: int) -> list[float]:
 
 
 def line_chart(
-    series: Sequence[Series],
-    *,
-    reference: Reference | None = None,
-    y_from_zero: bool = True,
-    calm: bool = True,
-    width: int = 340,
-    height: int = 180,
+    series: Sequence[Series], *, prior: float | None = None, y_from_zero: bool = True, calm: bool = True
 ) -> str:
     """Return an SVG of lines over steps: raw values faint, a smoothed line over them (not without `calm`), names at the
-    line ends."""
+    line ends; `prior`: where a dashed line stands to compare with."""
+    width, height = 340, 180
     finite = [replace(one, points=[(x, y) for x, y in one.points if isfinite(y)]) for one in series]
     lines = [one for one in finite if one.points]
     if not lines:
         return f'<svg viewBox="0 0 {width} 40" role="img"><text x="8" y="24" fill="{FAINT}">nothing logged</text></svg>'
     left, right, top, bottom = 40, 52, 8, 24
     right += 48 * any(one.name for one in lines)
-    values = [y for one in lines for _, y in one.points] + ([reference.value] if reference else [])
+    values = [y for one in lines for _, y in one.points] + ([] if prior is None else [prior])
     low, high = (min(0.0, *values) if y_from_zero else min(values)), max(values)
     high = high if high > low else low + 1.0
     high += 0.04 * (high - low)
@@ -114,10 +101,10 @@ def line_chart(
         parts.append(_text(left - 6, down(tick) + 3.5, number_text(tick), TICK, "end"))
     parts += [_text(across(tick), height - 8, number_text(tick), TICK, "middle") for tick in ticks(first, last, 4)]
     labels = []
-    if reference:
-        at = down(reference.value)
+    if prior is not None:
+        at = down(prior)
         parts.append(_line(left, at, width - right, at, FAINT, ' stroke-dasharray="4 3"'))
-        labels.append((at, reference.label, FAINT))
+        labels.append((at, "prior", FAINT))
     for one, colour in zip(lines, PALETTE, strict=False):
         raw = [y for _, y in one.points]
         drawn = smoothed(raw, len(raw) // 15) if calm else raw
