@@ -89,8 +89,8 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     lines = [
         line for line in _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes) if "evaluation" not in line["values"]
     ]
-    total = _or_note(lambda: _total_steps(run_folder), None, notes)
-    done = _or_note(DoneMarker(run_folder).read, None, notes)
+    total = _or_note(lambda: _total_steps(run_folder), notes)
+    done = _or_note(DoneMarker(run_folder).read, notes)
     newest = newest_complete(run_folder)
     steps = (line for line in reversed(lines) if "loss" in line["values"])  # an evaluation has a line of its own
     last: dict[str, Any] = next(steps, lines[-1] if lines else {"step": -1, "values": {}})
@@ -138,12 +138,12 @@ def last_values(run_folder: Path) -> dict[str, float]:
     return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
 
 
-def _or_note(read: Callable[[], T], absent: T, notes: list[str]) -> T:
+def _or_note(read: Callable[[], T | None], notes: list[str]) -> T | None:
     try:
         return read()
     except (CclmError, OSError) as error:
         notes.append(str(error))
-        return absent
+        return None
 
 
 def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
