@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import say
-from cclm.files.overrides import plain_value
-from cclm.files.reading import read_yaml
+from cclm.files.reading import plain_value, read_yaml
 from cclm.files.shipped import find_shipped
 from cclm.run.launcher import adopt_place
 

@@ -22,7 +22,7 @@ from cclm.files.atomic import file_sha256, sync
 from cclm.files.lock import run_lock
 from cclm.run import checkpoints
 from cclm.run.background import Writer
-from cclm.shardfile.fetch import DamagedFileError
+from cclm.shardfile.cache import DamagedFileError
 
 PINS = f"{OF_RUN}{checkpoints.FOLDER}/{checkpoints.PINNED}"
 BESIDE = ".run"

@@ -20,7 +20,7 @@ from cclm.run import checkpoints
 from cclm.run.causes import retried
 from cclm.run.checkpoints import FileRecord
 from cclm.run.status import DONE_NAME, run_identity
-from cclm.shardfile.fetch import FetchError, fetch, open_system
+from cclm.shardfile.cache import FetchError, fetch, open_system
 
 COPIED = "copied.json"
 OF_CHECKPOINT, OF_RUN = "checkpoint/", "run/"
