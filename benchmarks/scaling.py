@@ -14,12 +14,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.figures import add_json_option, write_figures
+from benchmarks.scaling_model import (
+    ASSUMPTIONS,
+    MovedCounter,
+    Ranks,
+    ScaledCase,
+    exchange_bytes,
+    read_published,
+    scaled,
+    sharding_of,
+    step_of,
+)
 from cclm.costs.network import parameters_by_part
-from cclm.costs.recipe import Counter, read_published
 from cclm.files.shipped import CHECKOUT
-from cclm.forecast.machines import ASSUMPTIONS, GPUS, Gpu, Ranks, Sharding
+from cclm.forecast.machines import GPUS, Gpu
 from cclm.forecast.memory import memory_of
-from cclm.forecast.step_model import Case, exchange_bytes, step_of
 
 RECIPES = {"cclm_3m": ("bf16",), "cclm_x2vlm_base": ("fp32", "bf16"), "cclm_x2vlm_large": ("fp32", "bf16")}
 """Name → precisions: the published one, and bf16."""
@@ -44,27 +53,27 @@ class Speed:
     seconds: dict[str, float]
 
 
-def case_of(recipe: str, precision: str, sharding: str, counter: Counter | None = None) -> Case:
+def case_of(recipe: str, precision: str, file: str, counter: MovedCounter) -> ScaledCase:
     """Count a recipe in a precision, sharded as a DeepSpeed JSON says."""
-    config = read_published(recipe)
-    path = CHECKOUT / "ds_configs" / f"{sharding}.json"
-    return Case.of(recipe, config, counter or Counter(config), precision, Sharding.read(path, precision))
+    config = read_published(recipe, "--precision", precision)
+    sharding = sharding_of(CHECKOUT / "ds_configs" / f"{file}.json", precision)
+    return scaled(config, counter, sharding, recipe, file)
 
 
-def speed_of(case: Case, gpu: Gpu, count: int, base: float | None = None) -> Speed:
+def speed_of(case: ScaledCase, gpu: Gpu, count: int, base: float | None = None) -> Speed:
     """Return the speed on `count` GPUs; `base`: samples a second and GPU of efficiency 1."""
     step = step_of(case, gpu, count)
     rate = case.samples / step.total
     return Speed(
         gpus=count,
         samples_per_s=rate,
-        mfu=case.flops / count / gpu.flops[case.precision] / step.total,
+        mfu=case.flops / count / gpu.peak(case.config.precision) / step.total,
         efficiency=1.0 if base is None else rate / count / base,
         seconds=asdict(step),
     )
 
 
-def speeds(case: Case, gpu: Gpu, *, is_raised: bool) -> Iterator[Speed | None]:
+def speeds(case: ScaledCase, gpu: Gpu, *, is_raised: bool) -> Iterator[Speed | None]:
     """Yield the speed for each of `SIZES`, at the published batch (None where a rank would have no row), or with as
     many rows a GPU as the published batch gives 8 of them."""
     first = speed_of(case, gpu, USUAL)
@@ -89,15 +98,21 @@ def assumptions() -> Table:
     return rows + [[name, f"{value:g}", source] for name, (value, source) in ASSUMPTIONS.items()]
 
 
-def floors(cases: Sequence[Case]) -> Table:
+def floors(cases: Sequence[ScaledCase]) -> Table:
     """Return FLOPs, bytes and the least time of a step on 8 GPUs, and what is expected of it."""
     head = ["recipe", "precision", "parameters", "PFLOP a step", "TB moved"]
     rows = [head + [f"{gpu.name}: {what}" for gpu in GPUS for what in ("floor ms", "step ms", "samples/s", "MFU")]]
     for case in cases:
         moved = case.moved_bytes
-        row = [case.name, case.precision, f"{case.num_parameters:,}", f"{case.flops / 1e15:.3f}", f"{moved / 1e12:.2f}"]
+        row = [
+            case.name,
+            case.config.precision,
+            f"{case.num_parameters:,}",
+            f"{case.flops / 1e15:.3f}",
+            f"{moved / 1e12:.2f}",
+        ]
         for gpu in GPUS:
-            floor = max(case.flops / gpu.flops[case.precision], moved / gpu.hbm_bytes_per_s) / USUAL
+            floor = max(case.flops / gpu.peak(case.config.precision), moved / gpu.hbm_bytes_per_s) / USUAL
             speed = speed_of(case, gpu, USUAL)
             step = sum(speed.seconds.values())
             row += [
@@ -110,7 +125,7 @@ def floors(cases: Sequence[Case]) -> Table:
     return rows
 
 
-def memory(cases: Sequence[Case]) -> Table:
+def memory(cases: Sequence[ScaledCase]) -> Table:
     """Return bytes by part on one of 8 GPUs."""
     head = ["recipe", "precision", "process", "weights", "gradients", "moments", "activations", "blocks computed again"]
     rows = [[*head, "logits, word gradient", "all", "all, blocks computed again"]]
@@ -119,11 +134,11 @@ def memory(cases: Sequence[Case]) -> Table:
         gradients = found.gradients + found.buckets
         parts = (found.process, found.weights, gradients, found.moments, found.activations, again.activations)
         sizes = (*parts, found.logits, found.total, again.total)
-        rows.append([case.name, case.precision, *(f"{size / 1e9:.1f}" for size in sizes)])
+        rows.append([case.name, case.config.precision, *(f"{size / 1e9:.1f}" for size in sizes)])
     return rows
 
 
-def communication(cases: Sequence[Case], gpu: Gpu) -> Table:
+def communication(cases: Sequence[ScaledCase], gpu: Gpu) -> Table:
     """Return a step's exchanges over 64 GPUs: bytes of all ranks together, and milliseconds."""
     rows = [["recipe", "ZeRO ms, not hidden", "features MB", "ms", "states of a group MB", "ranks of a group", "ms",
              "agreement ms", "data ms", "checkpoint ms", "compute ms"]]  # fmt: skip
@@ -143,15 +158,15 @@ def communication(cases: Sequence[Case], gpu: Gpu) -> Table:
     return rows
 
 
-def efficiency(cases: Sequence[Case], gpu: Gpu) -> Table:
+def efficiency(cases: Sequence[ScaledCase], gpu: Gpu) -> Table:
     """Return efficiency by number of GPUs, at the published batch and with it raised."""
     rows = [["recipe", "DeepSpeed JSON", "batch", *(f"{count:,}" for count in SIZES)]]
     for case in cases:
-        for is_raised in (False, True) if case.sharding.name == BEST else (True,):
+        for is_raised in (False, True) if case.file == BEST else (True,):
             cells = [
                 f"{100 * speed.efficiency:.0f} %" if speed else "–" for speed in speeds(case, gpu, is_raised=is_raised)
             ]
-            rows.append([case.name, f"`{case.sharding.name}`", "raised" if is_raised else "published", *cells])
+            rows.append([case.name, f"`{case.file}`", "raised" if is_raised else "published", *cells])
     return rows
 
 
@@ -162,11 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_json_option(parser)
     options = parser.parse_args(arguments)
     names = options.recipe or list(RECIPES)
-    counters = {name: Counter(read_published(name)) for name in names}
+    counters = {name: MovedCounter(read_published(name)) for name in names}
     own = [
         case_of(name, precision, f"zero3_{precision}", counters[name]) for name in names for precision in RECIPES[name]
     ]
-    half = [case for case in own if case.precision == "bf16"]
+    half = [case for case in own if case.config.precision == "bf16"]
     sharded = [case_of(name, "bf16", file, counters[name]) for name in names for file in FILES]
     print(markdown("Assumptions", assumptions()))
     print(markdown(f"A step on {USUAL} GPUs at the published batch", floors(own)))
@@ -182,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_figures(options.json, figures(own, sharded))
 
 
-def figures(own: Sequence[Case], sharded: Sequence[Case]) -> dict[str, Any]:
+def figures(own: Sequence[ScaledCase], sharded: Sequence[ScaledCase]) -> dict[str, Any]:
     """Return everything for programs."""
     found: dict[str, Any] = {
         "assumptions": {name: {"value": value, "from": source} for name, (value, source) in ASSUMPTIONS.items()},
@@ -190,7 +205,7 @@ def figures(own: Sequence[Case], sharded: Sequence[Case]) -> dict[str, Any]:
         "recipes": {},
     }
     for case in own:
-        found["recipes"][f"{case.name} {case.precision}"] = {
+        found["recipes"][f"{case.name} {case.config.precision}"] = {
             "parameters": case.num_parameters,
             "parameters_by_part": parameters_by_part(case.counter.model),
             "flops": case.flops,
@@ -199,7 +214,7 @@ def figures(own: Sequence[Case], sharded: Sequence[Case]) -> dict[str, Any]:
             "memory": {count: asdict(memory_of(case, count)) for count in (1, *SIZES) if case.fits(count)},
         }
     found["scaling"] = [
-        {"recipe": case.name, "gpu": gpu.name, "deepspeed": case.sharding.name,
+        {"recipe": case.name, "gpu": gpu.name, "deepspeed": case.file,
          "batch": "raised" if raised else "published",
          "speeds": [asdict(speed) for speed in speeds(case, gpu, is_raised=raised) if speed]}
         for case in sharded for gpu in GPUS for raised in (False, True)

@@ -34,11 +34,9 @@ _RIGHT_TO_LEFT: Final = frozenset(("Adlm", "Arab", "Armi", "Hebr", "Mand", "Nkoo
 
 @lru_cache(maxsize=4096)
 def language_tag(name: str) -> str | None:
-    """Return the BCP 47 tag of a language, or None if the name is not one of a known language.
-
-    Regions, scripts and variants stay ("pt-BR"), a script that the language always has goes ("en-Latn"). A three-letter
-    code becomes the two-letter one, also where it names the usual member of a macrolanguage ("cmn", "arb").
-    """
+    """Return the BCP 47 tag of a language, or None if the name is not one of a known language. Regions, scripts and
+    variants stay ("pt-BR"), a script that the language always has goes ("en-Latn"). A three-letter code becomes the
+    two-letter one, also where it names the usual member of a macrolanguage ("cmn", "arb")."""
     from langcodes import Language
     from langcodes.tag_parser import LanguageTagError
 

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.measure import rounded, seconds_of
 from benchmarks.gpu.session import Session
-from cclm.costs.peaks import peak_tflops
+from cclm.costs.step import peak_tflops
 
 PACKAGES = (
     "torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pillow",

@@ -25,7 +25,7 @@ from benchmarks.gpu.measure import rounded, seconds_of
 from benchmarks.gpu.parts import missing
 from benchmarks.gpu.session import Session
 from cclm.config import RunConfig
-from cclm.costs.peaks import peak_tflops
+from cclm.costs.step import peak_tflops
 from cclm.data.batch import Batch
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.plain import PlainEngine

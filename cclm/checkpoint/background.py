@@ -103,8 +103,6 @@ def _cudart() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Room:
-    """What a rank needs and finds before it copies."""
-
     node: str
     missing_bytes: int
     left_bytes: int
@@ -129,11 +127,8 @@ class _Copy(threading.Thread):
 
 @dataclass(kw_only=True)
 class _Pending:
-    """A checkpoint that is being written."""
-
     step: int
     size_bytes: int
-    """Of this rank's share."""
     completed: Callable[[float], None]
     copy: _Copy
     waited_s: float = 0.0
@@ -143,14 +138,11 @@ class _Pending:
     """That kept this rank from copying, or its writer from beginning."""
     has_made_room: bool = False
     marker: Marker | None = None
-    """Once all shares are on disk."""
 
 
 class BackgroundSaver:
-    """Saves a run's state behind its steps, one checkpoint at a time. All ranks make the same calls.
-
-    What a writer meets is raised as `save_checkpoint` would, on every rank, by the call that comes upon it.
-    """
+    """Saves a run's state behind its steps, one checkpoint at a time. All ranks make the same calls; what a writer
+    meets is raised as `save_checkpoint` would, on every rank, by the call that comes upon it."""
 
     def __init__(
         self,
@@ -186,15 +178,10 @@ class BackgroundSaver:
         state: Mapping[str, Any],
         completed: Callable[[float], None] = lambda waited_s: None,
     ) -> None:
-        """Begin to copy the state after `step` updates, and have it written. A collective.
-
-        Waits for the checkpoint before. If none is pending afterwards there is one of this step already, or it was
-        written at once, for want of memory.
-
-        Args:
-            state: as for `save_checkpoint`.
-            completed: is called on every rank once it is complete, with the seconds that an update waited for the copy.
-        """
+        """Wait for the checkpoint before, begin to copy the state after `step` updates (as for `save_checkpoint`), and
+        have it written. A collective. If none is pending afterwards there is one of this step already, or it was
+        written at once, for want of memory. `completed` is called on every rank once it is complete, with the seconds
+        that an update waited for the copy."""
         self.wait()
         hidden = self._hidden(step)
         share = self._engine.share({"step": step, "state": dict(state)})
@@ -279,7 +266,6 @@ class BackgroundSaver:
         save_checkpoint(self._engine, self._run_folder, step, state, *keep, self._reference_outputs)
 
     def _write(self, pending: _Pending) -> None:
-        """Let this rank's writer begin."""
         hidden = self._hidden(pending.step)
         name = share_path(hidden, self._ranks.rank).relative_to(hidden).as_posix()
         copy = self._buffer.descriptor, pending.size_bytes

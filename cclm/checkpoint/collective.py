@@ -42,19 +42,11 @@ def save_checkpoint(
     keep_every: int | None = None,
     reference_outputs: Callable[[Engine[Any], Path], None] | None = None,
 ) -> Path:
-    """Write the state after `step` updates, then remove what need not stay (`checkpoints.prune`). A collective.
-
-    Args:
-        state: whatever the loop needs besides `step`; numbers, strings, lists and dicts only.
-        reference_outputs: puts what the engine computes on a fixed probe into the folder
-            (`cclm.hub.reference_outputs`); called on every rank.
-
-    Returns the checkpoint's folder; if a complete one of this step exists, writes nothing.
-
-    Raises:
-        CheckpointError: on every rank, if one fails to make room, to write or sync its share, or to finish; its cause
-            is that rank's. The older checkpoint stays the newest.
-    """
+    """Write the state after `step` updates, then remove what need not stay (`checkpoints.prune`); return the
+    checkpoint's folder. If a complete one of this step exists, write nothing. A collective. `state`: whatever the loop
+    needs besides `step`, of numbers, strings, lists and dicts; `reference_outputs`, called on every rank, puts what the
+    engine computes on a fixed probe into the folder. Raise CheckpointError on every rank if one fails; its cause is
+    that rank's. The older checkpoint stays the newest."""
     ranks, is_first = engine.collectives, engine.rank == 0
     visible, hidden = checkpoints.step_folder(run_folder, step), checkpoints.partial_folder(run_folder, step)
     if on_every_rank(ranks, lambda: is_first and is_there(run_folder, step), "prepare a checkpoint")[0]:
@@ -89,10 +81,8 @@ def is_there(run_folder: Path, step: int) -> bool:
 
 
 def make_room(ranks: Collectives, run_folder: Path, error: CheckpointError, keep: int, keep_every: int | None) -> bool:
-    """Remove the checkpoints that the one being written will replace, if it found the disk full. A collective.
-
-    The newest stays. Returns whether there were any: then it is worth trying again.
-    """
+    """Remove the checkpoints that the one being written will replace, if it found the disk full; the newest stays. A
+    collective. Returns whether there were any: then it is worth trying again."""
     if error.cause is not Cause.DISK_FULL or keep == 1:
         return False
     prune = partial(checkpoints.prune, run_folder, keep - 1, keep_every)
@@ -114,15 +104,10 @@ def _seal_share(hidden: Path, ranks: Collectives) -> dict[str, FileRecord]:
 
 
 def newest_sound(ranks: Collectives, run_folder: Path, tell: Callable[[str], object]) -> Path | None:
-    """Return the newest sound checkpoint of a run, or None if there is no checkpoint at all. A collective.
-
-    Each rank hashes a share of the files. Damaged ones that are newer are renamed, never removed; `tell` gets a line
-    for each, on rank 0.
-
-    Raises:
-        CheckpointError: on every rank: there are checkpoints, and all of them are damaged (nothing is renamed then);
-            another version of this library wrote one; or the storage does not answer.
-    """
+    """Return the newest sound checkpoint of a run, or None if there is no checkpoint at all. A collective: each rank
+    hashes a share of the files. Damaged ones that are newer are renamed, never removed; `tell` gets a line for each, on
+    rank 0. Raise CheckpointError on every rank if all are damaged (nothing is renamed then), another version of this
+    library wrote one, or the storage does not answer."""
     is_first = ranks.rank == 0
     found = on_every_rank(ranks, lambda: visible_checkpoints(run_folder) if is_first else [], "list checkpoints")
     damaged: dict[Path, str] = {}

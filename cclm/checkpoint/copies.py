@@ -20,20 +20,11 @@ from cclm.distributed.collectives import Collectives
 from cclm.errors import CheckpointError
 from cclm.files.atomic import file_sha256, sync
 from cclm.files.lock import run_lock
+from cclm.run import checkpoints
 from cclm.run.background import Writer
-from cclm.run.checkpoints import (
-    FOLDER,
-    PINNED,
-    partial_folder,
-    publish,
-    read_pins,
-    remove_leftovers,
-    step_folder,
-    visible_checkpoints,
-)
 from cclm.shardfile.cache import DamagedFileError
 
-PINS = f"{OF_RUN}{FOLDER}/{PINNED}"
+PINS = f"{OF_RUN}{checkpoints.FOLDER}/{checkpoints.PINNED}"
 BESIDE = ".run"
 """In the folder of a checkpoint that is being brought in: files of the run, until they are moved to their places."""
 
@@ -88,15 +79,13 @@ class Copier:
 
 
 def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
-    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective.
-
-    A damaged copy is passed over, with a line on standard error, and set aside once a sound one is here.
-
-    Raises:
-        CheckpointError: on every rank, if the URL cannot be read or written, or all copies are damaged.
-    """
+    """Bring in the newest sound copy at a URL and the best ones, if the run folder has no checkpoint. A collective. A
+    damaged copy is passed over, with a line on standard error, and set aside once a sound one is here. Raise
+    CheckpointError on every rank if the URL cannot be read or written, or all copies are damaged."""
     is_first = ranks.rank == 0
-    if on_every_rank(ranks, lambda: is_first and bool(visible_checkpoints(run_folder)), "list checkpoints")[0]:
+    if on_every_rank(ranks, lambda: is_first and bool(checkpoints.visible_checkpoints(run_folder)), "list checkpoints")[
+        0
+    ]:
         return
     damaged = set[int]()
     with run_lock(run_folder) if is_first else nullcontext():
@@ -121,18 +110,16 @@ def set_aside(url: str, damaged: Collection[int]) -> None:
 
 
 def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> list[Copy]:
-    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it.
-
-    Copies whose marker or pins are damaged are added to `damaged`.
-    """
+    """Return the newest copy that is not known as damaged, then the best ones. The first rank alone does it. Copies
+    whose marker or pins are damaged are added to `damaged`."""
     if not is_first:
         return []
-    store, pins = Store(url), run_folder / FOLDER / PINNED
+    store, pins = Store(url), run_folder / checkpoints.FOLDER / checkpoints.PINNED
     store.check()
     if not damaged:
-        remove_leftovers(run_folder)
+        checkpoints.remove_leftovers(run_folder)
     for step in damaged:
-        shutil.rmtree(partial_folder(run_folder, step), ignore_errors=True)
+        shutil.rmtree(checkpoints.partial_folder(run_folder, step), ignore_errors=True)
     pins.unlink(missing_ok=True)
     unreadable: list[int] = []
     copies = {step: copy for step, copy in store.copies(unreadable.append).items() if step not in damaged}
@@ -156,14 +143,15 @@ def _wanted(run_folder: Path, url: str, damaged: set[int], is_first: bool) -> li
             note_damage(newest.step, error)
             damaged.add(newest.step)
             return _wanted(run_folder, url, damaged, is_first)
-    return [newest, *(copies[step] for step in read_pins(run_folder).staying(copies) if step != newest.step)]
+    return [
+        newest,
+        *(copies[step] for step in checkpoints.read_pins(run_folder).staying(copies) if step != newest.step),
+    ]
 
 
 def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collectives) -> set[int]:
-    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy.
-
-    Returns the steps of the copies of which a file is damaged.
-    """
+    """Bring in this rank's share, and sync it; of the run's own files those that belong to the newest copy. Returns the
+    steps of the copies of which a file is damaged."""
     store, damaged = Store(url), set[int]()
     names = [
         (copy, name)
@@ -172,7 +160,7 @@ def _fetch(url: str, copies: Sequence[Copy], run_folder: Path, ranks: Collective
         if copy is copies[0] or name.startswith(OF_CHECKPOINT)
     ]
     for copy, name in names[ranks.rank :: ranks.world_size]:
-        target = partial_folder(run_folder, copy.step) / _place_of(name)
+        target = checkpoints.partial_folder(run_folder, copy.step) / _place_of(name)
         if target.is_file() and file_sha256(target) == copy.files[name].sha256:
             continue  # it came before a file of another copy was found to be damaged
         try:
@@ -197,7 +185,7 @@ def _place_of(name: str) -> str:
 
 def _place(copies: Sequence[Copy], run_folder: Path) -> None:
     """Put the files of the run in their places, and then the checkpoints, the newest first: they make it a run's."""
-    hidden = partial_folder(run_folder, copies[0].step)
+    hidden = checkpoints.partial_folder(run_folder, copies[0].step)
     for name in copies[0].files:
         if name.startswith(OF_RUN):
             target = run_folder / name.removeprefix(OF_RUN)
@@ -205,4 +193,6 @@ def _place(copies: Sequence[Copy], run_folder: Path) -> None:
             (hidden / _place_of(name)).replace(target)
     shutil.rmtree(hidden / BESIDE, ignore_errors=True)
     for copy in copies:
-        publish(partial_folder(run_folder, copy.step), step_folder(run_folder, copy.step))
+        checkpoints.publish(
+            checkpoints.partial_folder(run_folder, copy.step), checkpoints.step_folder(run_folder, copy.step)
+        )

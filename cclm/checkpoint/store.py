@@ -18,19 +18,8 @@ from typing import Any
 
 from cclm.run import checkpoints
 from cclm.run.causes import retried
-from cclm.run.checkpoints import (
-    MARKER,
-    DamagedError,
-    FileRecord,
-    complete_checkpoints,
-    read_marker,
-    read_pins,
-    removable,
-    step_of,
-)
-from cclm.run.identity import run_identity
-from cclm.run.rollbacks import read_rollbacks
-from cclm.run.status import DONE_NAME
+from cclm.run.checkpoints import FileRecord
+from cclm.run.status import DONE_NAME, run_identity
 from cclm.shardfile.cache import FetchError, fetch, open_system
 
 COPIED = "copied.json"
@@ -64,11 +53,7 @@ class Store:
         self._root = root.rstrip("/")
 
     def check(self) -> None:
-        """Write and remove a small file.
-
-        Raises:
-            FetchError: that cannot be done.
-        """
+        """Write and remove a small file; raise FetchError if that cannot be done."""
         try:
             self._write("writable", b"cclm\n")
             self._system.rm_file(f"{self._root}/writable")
@@ -98,25 +83,22 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
-            on_damage(step_of(Path(name)))
+            on_damage(checkpoints.step_of(Path(name)))
             return None
 
     def put(self, run_folder: Path, checkpoint: Path) -> Copy:
-        """Copy a complete checkpoint, and what belongs to it of its run; the marker last.
-
-        Raises:
-            OSError, or what the store's client raises: it cannot be written, or the checkpoint is gone.
-        """
-        name, files = checkpoint.name, dict(read_marker(checkpoint).files)
-        self.remove(step_of(checkpoint))
+        """Copy a complete checkpoint, and what belongs to it of its run; the marker last. Raise OSError, or what the
+        store's client raises, if it cannot be written, or the checkpoint is gone."""
+        name, files = checkpoint.name, dict(checkpoints.read_marker(checkpoint).files)
+        self.remove(checkpoints.step_of(checkpoint))
         for path in files:
             retried(partial(self._send, checkpoint / path, f"{name}/{OF_CHECKPOINT}{path}"))
         records = {f"{OF_CHECKPOINT}{path}": record for path, record in files.items()}
-        small = {f"{OF_CHECKPOINT}{MARKER}": (checkpoint / MARKER).read_bytes(), **_run_files(run_folder)}
-        for path, content in small.items():
+        marker = {OF_CHECKPOINT + checkpoints.MARKER: (checkpoint / checkpoints.MARKER).read_bytes()}
+        for path, content in {**marker, **_run_files(run_folder)}.items():
             retried(partial(self._write, f"{name}/{path}", content))
             records[path] = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        copy = Copy(step=step_of(checkpoint), files=records, run=run_identity(run_folder))
+        copy = Copy(step=checkpoints.step_of(checkpoint), files=records, run=run_identity(run_folder))
         retried(partial(self._write, f"{name}/{COPIED}", json.dumps(asdict(copy), indent=1).encode()))
         return copy
 
@@ -161,19 +143,14 @@ def _run_files(run_folder: Path) -> dict[str, bytes]:
     return {f"{OF_RUN}{name}": (run_folder / name).read_bytes() for name in names if name not in LEFT_BEHIND}
 
 
-def copy_run(
-    run_folder: Path, url: str, keep: int, keep_every: int | None = None, open_store: Callable[[str], Store] = Store
-) -> list[int]:
+def copy_run(run_folder: Path, url: str, keep: int, keep_every: int | None = None) -> list[int]:
     """Copy a run's complete checkpoints that are not copied yet, newest first; then remove copies by the same rule.
-
-    Returns the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
-    than they are; but not those of steps that the run has gone back from.
-
-    Raises:
-        FetchError: copies of another run lie there.
-    """
-    store, made, pins = open_store(url), list[int](), read_pins(run_folder)
-    copies, here = store.copies(), {step_of(path): path for path in complete_checkpoints(run_folder)}
+    Return the steps that were copied. Copies of later steps than any here stay, for a folder may be damaged, or older
+    than they are; but not those of steps that the run has gone back from. Raise FetchError if copies of another run lie
+    there."""
+    store, made, pins = Store(url), list[int](), checkpoints.read_pins(run_folder)
+    copies = store.copies()
+    here = {checkpoints.step_of(path): path for path in checkpoints.complete_checkpoints(run_folder)}
     if not here:
         return []
     identity = run_identity(run_folder)  # it comes along, too
@@ -185,20 +162,22 @@ def copy_run(
             do="Give each run a URL of its own.",
         )
     for step, path in sorted(here.items(), reverse=True):
-        if step in copies and copies[step].files[OF_CHECKPOINT + MARKER] == checkpoints.record_file(path / MARKER):
+        if step in copies and copies[step].files[OF_CHECKPOINT + checkpoints.MARKER] == checkpoints.record_file(
+            path / checkpoints.MARKER
+        ):
             continue
         try:
             copies[step] = store.put(run_folder, path)
-        except (FileNotFoundError, DamagedError):  # it was pruned meanwhile; anything else is an error
-            if path in complete_checkpoints(run_folder):
+        except (FileNotFoundError, checkpoints.DamagedError):  # it was pruned meanwhile; anything else is an error
+            if path in checkpoints.complete_checkpoints(run_folder):
                 raise
             store.remove(step)
         else:
             made.append(step)
     steps, newest = sorted({*copies, *here}), max(here)
-    back = read_rollbacks(run_folder)
+    back = checkpoints.read_rollbacks(run_folder)
     goes = [step for step in steps if step > newest and any(one.to < step <= one.step for one in back)]
-    goes += removable([step for step in steps if step <= newest], pins, keep, keep_every)
+    goes += checkpoints.removable([step for step in steps if step <= newest], pins, keep, keep_every)
     for step in goes:
         if step in copies and step not in here:
             store.remove(step)

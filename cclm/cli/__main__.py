@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cclm.cli import doctor, retrieval, runs, weights
+from cclm.cli import retrieval, runs, weights
 from cclm.files.command_line import Parser, open_output
 from cclm.run.ending import end_with
 
@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(prog="cclm", description="Measure, export and report pre-trained cross-view models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (runs, weights, retrieval, doctor):
+    for module in (runs, weights, retrieval):
         module.add_to(commands)
     return parser
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cclm.retrieve.search import EmbeddedSet
     from cclm.retrieve.storage import StorageCost
 
-KINDS, INDEXES = ("image", "text"), ("exact", "usearch")
-
 
 def add_to(commands: Commands) -> None:
     """Add `embed`, `search` and `score`."""
@@ -50,8 +48,9 @@ def add_to(commands: Commands) -> None:
         type=not_negative,
         help="let the fusion encoder order the best so many anew (default: 0; with --serve 50)",
     )
-    add("--kind", default="image", help="image or text: what to find")
-    add("--index", default="exact", help="exact looks at every row; usearch, for millions, builds an index once")
+    add("--kind", default="image", choices=("image", "text"), help="what to find")
+    how = "exact looks at every row; usearch, for millions, builds an index once"
+    add("--index", default="exact", choices=("exact", "usearch"), help=how)
     add("--html", type=Path, help="also write a page with the images")
     add("--serve", action="store_true", help="no query: open a page with a query box, until Ctrl-C")
     add("--host", default="127.0.0.1", help="with --serve: where to listen; this machine alone reaches the default")
@@ -112,7 +111,6 @@ def embed_source(options: argparse.Namespace) -> None:
 
 
 def _say_cost(cost: StorageCost) -> None:
-    """Say what the stored form of the features loses."""
     storage = cost.storage
     form = f"stored as {storage.store}, {storage.width} components"
     say(f"{form}; against all of them in fp32, of {len(cost.rows):,} rows:")
@@ -144,10 +142,6 @@ def search_texts(options: argparse.Namespace) -> None:
 
 
 def _check_search(options: argparse.Namespace) -> None:
-    """Raise `ConfigError` for options that contradict each other."""
-    for name, value, choices in (("--kind", options.kind, KINDS), ("--index", options.index, INDEXES)):
-        if value not in choices:
-            raise ConfigError(where=name, expected=" or ".join(choices), got=repr(value), do="Choose one of these.")
     given = [name for name in ("serve", "rerank", "html") if getattr(options, name)]
     if options.kind == "text" and given:
         raise ConfigError(
@@ -166,7 +160,6 @@ def _check_search(options: argparse.Namespace) -> None:
 
 
 def _nearest(options: argparse.Namespace, embedded: EmbeddedSet) -> Nearest:
-    """Return how the nearest rows are found."""
     from cclm.retrieve.index import approximate, exact, index_folder
 
     if options.index == "exact":
@@ -179,7 +172,6 @@ def _nearest(options: argparse.Namespace, embedded: EmbeddedSet) -> Nearest:
 
 
 def _serve(options: argparse.Namespace, opened: OpenedModel, embedded: EmbeddedSet, nearest: Nearest) -> None:
-    """Open the page and answer until it is interrupted."""
     from cclm.retrieve.answer import SearchBox
     from cclm.retrieve.search import Searcher, load_embedded
     from cclm.retrieve.serve import address_of, is_loopback, listen, make_app, serve

@@ -1,4 +1,4 @@
-"""`cclm evaluate`, `report` and `verify-ledger`: what is known of a run."""
+"""`cclm evaluate`, `report` and `verify-ledger`: what is known of a run; `doctor`: what would compute one here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cclm.errors import ConfigError
 from cclm.files.atomic import make_folder, replace_text
 from cclm.files.command_line import Commands, add_command, not_negative, positive, say
 from cclm.files.reading import read_json, read_typed
+from cclm.files.text import table
 from cclm.types import Language
 
 DEFAULT_TOP_K = 8
@@ -20,7 +21,7 @@ DEFAULT_TOP_K = 8
 
 
 def add_to(commands: Commands) -> None:
-    """Add `evaluate`, `report` and `verify-ledger`."""
+    """Add these commands."""
     add = add_command(commands, "evaluate", evaluate)
     add("model", type=Path, help="a run folder, a checkpoint inside one, or an exported folder")
     add("--shards", type=Path, required=True, help="image-text shard set; an image's query is its first caption")
@@ -54,6 +55,10 @@ def add_to(commands: Commands) -> None:
 
     add = add_command(commands, "verify-ledger", verify)
     add("run_folder", metavar="run", type=Path, help="a run folder")
+
+    add = add_command(commands, "doctor", diagnose)
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
+    add("--stage", type=int, default=3, help="ZeRO stage of the run")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -103,11 +108,7 @@ def show_progress(set_name: str, language: str) -> None:
 
 
 def read_groups(path: Path) -> dict[str, list[str]]:
-    """Read a groups file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not a mapping of names to lists of languages.
-    """
+    """Read a file of groups; raise ConfigError if it is not a mapping of names to lists of languages."""
     expected, do = "a mapping from names of groups to lists of languages", "Start from pretrain/demo_groups.yaml."
     kind: Any = Mapping[str, tuple[Language, ...]]
     groups: Mapping[str, tuple[str, ...]] = read_typed(kind, path, expected=expected, do=do)
@@ -127,10 +128,13 @@ def report(options: argparse.Namespace) -> None:
     """Write one self-contained page about a run."""
     from cclm.report.page import report_page
     from cclm.run.checkpoints import identify_newest
+    from cclm.run.progress import read_progress
 
     folder = options.run_folder
     path = options.out or folder / "report.html"
     replace_text(path, report_page(folder, identify_newest(folder)))
+    for note in read_progress(folder).notes:
+        say(f"note: {note}")
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -149,3 +153,26 @@ def verify(options: argparse.Namespace) -> None:
         )
     value, last = verify_ledger(path), StepLines(path).last()
     say(f"{path}: sound, {0 if last is None else last['step'] + 1:,} steps, last hash {value}")
+
+
+def diagnose(options: argparse.Namespace) -> None:
+    """Say what attention, norms, losses and updates would be computed with here, what else there is, and why not."""
+    import torch
+
+    from cclm.ops.choice import choose_model_kernels, choose_optimizer, describe
+    from cclm.ops.options import KernelConfig
+
+    is_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if is_cuda else "cpu")
+    choices = (
+        *choose_model_kernels(KernelConfig(), device).choices,
+        choose_optimizer("auto", device, stage=options.stage),
+    )
+    found = describe(choices, device)
+    rows = []
+    for one in choices:
+        others = [f"{name}: {trouble or 'could run'}" for name, trouble in one.candidates.items() if name != one.chosen]
+        rows.append((one.op, one.chosen, one.why, "; ".join(others)))
+    say(table(("computes", "kernel", "why", "others"), rows))
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    say("devices: " + ", ".join(found["devices"]))

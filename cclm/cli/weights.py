@@ -16,8 +16,8 @@ def add_to(commands: Commands) -> None:
     add = add_command(commands, "export", export_run)
     add("run_folder", metavar="run", type=Path, help="a run folder, or one checkpoint inside it")
     add("--to", type=Path, required=True, help="the folder to make; replaces an older export only")
-    add("--dtype", default="fp32", help="fp32, bf16 or fp16")
-    add("--weights", default="last", help="last, or ema: their moving average, if the run kept one")
+    add("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights")
+    add("--weights", default="last", choices=("last", "ema"), help="ema: their moving average, if the run kept one")
     add("--shard-size", default="5GB", help="largest size of a file of weights, such as 500MB")
     add("--tolerance", type=float, help="largest difference, as a share of the largest value; without it: by dtype")
     add("--onnx", help="fp32, or int8 (both): graphs for an ONNX runtime, too, in the folder onnx inside")
@@ -72,11 +72,7 @@ def export_run(options: argparse.Namespace) -> None:
     from cclm.report.facts import PARITY_NAME, read_facts
 
     dtype, to = options.dtype, options.to
-    if dtype not in DTYPES:
-        raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
     weights: Weights = options.weights
-    if weights not in ("last", "ema"):
-        raise ConfigError(where="--weights", expected="last or ema", got=repr(weights), do="Choose one of these.")
     shard_bytes = parse_size(options.shard_size)
     if is_export(options.run_folder):
         where = str(options.run_folder)

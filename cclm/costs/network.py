@@ -1,4 +1,4 @@
-"""What a recipe's network costs: parameters, FLOPs, bytes moved and bytes kept, counted by running its own code on the
+"""What a recipe's network costs: parameters, FLOPs and bytes kept, counted by running its own code on the
 meta device, where tensors have shapes and no values.
 
 Every cost is that of one row (an image, a text, a text with its memory); all are linear in rows of one length.
@@ -15,8 +15,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cclm.config import Checkpointing
@@ -51,16 +49,10 @@ class Cost:
     flops: float = 0.0
     """Of matrix products and attention, forward and backward (nothing computed again)."""
     forward_flops: float = 0.0
-    moved_bytes: float = 0.0
-    """Read and written by all other operations, forward and backward, each on its own (nothing fused)."""
     kept_bytes: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(MODES, 0.0))
     """What autograd keeps for the backward pass, by mode of activation checkpointing."""
     block_bytes: float = 0.0
     """The most that one block keeps: what is there for a while when it is computed again."""
-    table_bytes: int = 0
-    """Moved for the dense gradients of embedding tables in one call, whatever the rows."""
-    num_operations: int = 0
-    """Kernels of one call, whatever the rows."""
 
 
 def build_on_meta(options: ModelOptions, dtype: torch.dtype = torch.float32) -> CCLMModel:
@@ -102,37 +94,6 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return found
 
 
-class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of everything that is neither a view nor counted in FLOPs, and the number of kernels."""
-
-    HAVE_FLOPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_efficient_attention", "convolution_backward")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.moved_bytes, self.table_bytes, self.num_operations = 0, 0, 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operation, and count it."""
-        result = func(*args, **(kwargs or {}))
-        name = str(func.overloadpacket.__name__)
-        if func.is_view or name in ("_unsafe_view", "detach", "empty", "empty_like", "new_empty"):
-            return result
-        self.num_operations += 1
-        if name == "embedding_dense_backward":  # zero fill and sum of the whole table, whatever the rows
-            self.table_bytes += 3 * _bytes_of(result)
-        elif name == "embedding":  # reads rows, not the table
-            self.moved_bytes += 2 * _bytes_of(result)
-        elif name not in self.HAVE_FLOPS and "efficient_attention" not in name:
-            self.moved_bytes += _bytes_of((args, kwargs or {}, result))
-        return result
-
-
-def _bytes_of(values: object) -> int:
-    return sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-
-
 class _Kept:
     """Storages that autograd keeps, by the block that they were kept in; parameters are not counted."""
 
@@ -148,7 +109,6 @@ class _Kept:
         self.alive: list[Tensor] = []
 
     def pack(self, value: Tensor) -> Tensor:
-        """Note a tensor that is kept."""
         storage = value.untyped_storage()
         if storage._cdata not in self.weights and storage._cdata not in self.block_of:
             self._size(value)
@@ -162,7 +122,6 @@ class _Kept:
         self.depth.append(number)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """End a block."""
         self.depth.pop()
 
     def activate(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -217,8 +176,8 @@ def _watched(model: nn.Module, kept: _Kept) -> Iterator[None]:
 
 def count(model: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
     """Count one call, forward and backward; `inputs` begin with the batch axis, and those that ask get gradients."""
-    kept, traffic, flops = _Kept(model), _Traffic(), FlopCounterMode(display=False)
-    with _watched(model, kept), traffic, flops:
+    kept, flops = _Kept(model), FlopCounterMode(display=False)
+    with _watched(model, kept), flops:
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
             result = function(*inputs)
         forward = flops.get_total_flops()
@@ -228,24 +187,6 @@ def count(model: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) ->
     rows = inputs[0].shape[0]
     by_mode, block = kept.sizes()
     return Cost(
-        flops=flops.get_total_flops() / rows, forward_flops=forward / rows, moved_bytes=traffic.moved_bytes / rows,
+        flops=flops.get_total_flops() / rows, forward_flops=forward / rows,
         kept_bytes={mode: size / rows for mode, size in by_mode.items()}, block_bytes=block / rows,
-        table_bytes=traffic.table_bytes, num_operations=traffic.num_operations,
     )  # fmt: skip
-
-
-def fetch_units(modules: Sequence[nn.Module | None], threshold: int, leaves: Sequence[str]) -> tuple[int, int]:
-    """Return how many times a pass of ZeRO-3 gathers (modules with weights of their own above the persistence
-    threshold; a leaf module is one), and how many parameters lie below it."""
-    units, small = 0, 0
-    for module in (module for module in modules if module is not None):
-        if type(module).__name__ in leaves:
-            sizes = [value.numel() for value in module.parameters()]
-            children: Sequence[nn.Module] = ()
-        else:
-            sizes = [value.numel() for value in module.parameters(recurse=False)]
-            children = list(module.children())
-        inner = fetch_units(children, threshold, leaves)
-        units += inner[0] + any(size > threshold for size in sizes)
-        small += inner[1] + sum(size <= threshold for size in sizes)
-    return units, small

@@ -8,7 +8,7 @@ encoder. Texts have `text_fill` of their view's `max_tokens`; padding is not cou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,6 @@ from cclm.costs.network import MODES, Cost, build_on_meta, count
 from cclm.data.config import ViewConfig
 from cclm.engine.parts import freeze
 from cclm.model.modeling_cclm import CCLMModel
-from cclm.recipe.read import read_recipe
 
 XLM_R_WORDS = 250_002
 """Rows of the vocabulary of XLM-R, which the published recipes name as their tokenizer."""
@@ -39,37 +38,12 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What a view's rows exchange between ranks in an update."""
-
-    view: str
-    batch: int
-    group: int
-    contrasts: int
-    """Contrastive losses."""
-    states_per_row: float
-    """Token states of a row that its negative group shares: its text's, and its image's or other text's."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Update:
     """One forward, backward and optimizer step."""
 
     calls: tuple[Call, ...]
-    exchanges: tuple[Exchange, ...]
     slots: int
     """Masked tokens of the global batch."""
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Parts of the network that it uses."""
-        return frozenset(call.part for call in self.calls)
-
-
-def read_published(name: str, *overrides: str) -> RunConfig:
-    """Read a shipped recipe, with the vocabulary that its tokenizer has."""
-    config = read_recipe(["--recipe", name, *overrides])
-    return replace(config, model=replace(config.model, text=replace(config.model.text, vocab_size=XLM_R_WORDS)))
 
 
 class Counter:
@@ -126,31 +100,32 @@ class Counter:
         # The logits are computed in blocks, read and written there, and not kept: what stays is the hidden state.
         return replace(cost, kept_bytes=dict.fromkeys(MODES, 4.0 * self.options.width * state.element_size()))
 
-    def _once(self, key: tuple[object, ...], function: object, *inputs: Tensor) -> Cost:
+    def count(self, function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
+        """Count one call of the network."""
+        return count(self.model, function, *inputs)
+
+    def _once(self, key: tuple[object, ...], function: Callable[..., Tensor], *inputs: Tensor) -> Cost:
         if key not in self.found:
-            self.found[key] = count(self.model, function, *inputs)  # type: ignore[arg-type]
+            self.found[key] = self.count(function, *inputs)
         return self.found[key]
 
 
 def updates_of(config: RunConfig, counter: Counter, text_fill: Mapping[str, float]) -> list[Update]:
-    """Return the updates of a step: one with everything, or one for each view (`data.schedule`).
-
-    `text_fill`: by view, real tokens of a text as a share of the longest.
-    """
-    parts = {name: rows_of(name, view, counter, text_fill[name]) for name, view in config.views.items()}
+    """Return the updates of a step: one with everything, or one for each view (`data.schedule`). `text_fill`: by view,
+    real tokens of a text as a share of the longest."""
+    parts = {name: rows_of(view, counter, text_fill[name]) for name, view in config.views.items()}
     groups = [list(parts)] if config.data.schedule == "joint" else [[name] for name in parts]
     return [
         Update(
             calls=tuple(call for name in names for call in parts[name][0]),
-            exchanges=tuple(parts[name][1] for name in names),
-            slots=sum(parts[name][2] for name in names),
+            slots=sum(parts[name][1] for name in names),
         )
         for names in groups
     ]
 
 
-def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> tuple[list[Call], Exchange, int]:
-    """Return a view's calls, what its ranks exchange, and its masked tokens."""
+def rows_of(view: ViewConfig, counter: Counter, text_fill: float) -> tuple[list[Call], int]:
+    """Return a view's calls, and its masked tokens."""
     length, rows, fused = math.ceil(text_fill * view.longest_text), view.batch_size, view.matching_rows
     masked = fused if counter.options.masked_lm_head else 0
     hidden = min(view.masking.max_masks, math.ceil(view.masking.mask_probability * length))
@@ -158,7 +133,6 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     has_images, is_tlm = "vision" in view.trains, getattr(view, "tlm", False)
     texts = rows * (getattr(view, "captions_per_image", 1) if has_images else 1 + getattr(view, "pairs_per_sample", 1))
     memory = 0 if is_tlm else 1 + grid * grid if has_images else length
-    images = view.samples_per_step if has_images else 0
     calls = [
         ("text", "clean", texts, counter.text(length)),
         ("text", "masked", masked, counter.text(length)),
@@ -170,17 +144,9 @@ def rows_of(name: str, view: ViewConfig, counter: Counter, text_fill: float) -> 
     if masked * hidden:
         calls.append(("heads", "masked words", masked * hidden, counter.head("words")))
     if has_images:
-        calls.append(("vision", "images", images, counter.image()))
+        calls.append(("vision", "images", view.samples_per_step, counter.image()))
     if "boxes" in view.trains:
         calls.append(("fusion", "located", fused, counter.fused(length, memory, 1)))
         calls.append(("heads", "boxes", fused, counter.head("locate")))
-    exchange = Exchange(
-        view=name, batch=rows, group=view.negative_group,
-        contrasts=3 if getattr(view, "captions_per_image", 1) == 2 else getattr(view, "pairs_per_sample", 1),
-        states_per_row=(length * texts + (1 + grid * grid) * images) / rows,
-    )  # fmt: skip
-    return (
-        [Call(part=part, what=what, rows=count, cost=cost) for part, what, count, cost in calls if count],
-        exchange,
-        masked * hidden,
-    )
+    found = [Call(part=part, what=what, rows=count, cost=cost) for part, what, count, cost in calls if count]
+    return found, masked * hidden

@@ -155,7 +155,7 @@ class DataConfig:
     each view of a step, and views that take turns by a coin (CCLM-3M/4M)."""
     bad_sample_limit: Share = 0.001
     """Share of broken samples above which a run fails."""
-    num_workers: Count | None = 0
+    num_workers: Annotated[int, Bounds(least=0, most=512)] | None = 0
     """Worker processes of each rank that prepare batches ahead; 0: in the training process; null: as many as the rank's
     cores allow on a GPU, none on a CPU. Changes no result."""
     batch_timeout_s: Annotated[float, Bounds(above=0)] = 900.0

@@ -29,10 +29,8 @@ ADVICE = {Cause.DISK_FULL: f"Free space; {GO_ON}.", Cause.TRANSIENT: f"Once the 
 
 
 def check_same_values(ranks: Collectives, values: Mapping[str, str]) -> None:
-    """Raise ConfigError on every rank if a value differs; call it with the same names on every rank.
-
-    One collective of as many integers as values (CPU tensors, so no GPU waits); nothing with one process.
-    """
+    """Raise ConfigError on every rank if a value differs; call it with the same names on every rank. One collective of
+    as many integers as values (CPU tensors, so no GPU waits); nothing with one process."""
     found = ranks.numbers([hash63(text) for text in values.values()])
     if any(numbers != found[0] for numbers in found):
         raise _disagreement(ranks, values)
@@ -50,7 +48,6 @@ def first_difference(ranks: Collectives, what: str, own: Sequence[str]) -> str:
 
 
 def _disagreement(ranks: Collectives, values: Mapping[str, str], explain: Callable[[], str] = str) -> ConfigError:
-    """What differs, on every rank. A collective."""
     got = [*_differences(ranks.exchange(dict(values))), explain()]
     return ConfigError(
         expected=f"the same {', '.join(values)} on every rank",
@@ -82,14 +79,10 @@ def agree_on_step(
     hear: Callable[[list[list[int]]], object] = lambda ranks: None,
     explain: Callable[[], str] = lambda: "",
 ) -> Request:
-    """Return what any rank is asked for or says before this step; unless it is to stop, check that all do the same.
-
-    `known`: what else must be equal, by what it is called; `explain`, a collective, says more where it is not.
-    `figures` travel along, as many on each rank; `hear` is given those of all. One small collective.
-
-    Raises:
-        ConfigError: on every rank, if they differ in step, structure of the batch (its views, too), or something known.
-    """
+    """Return what any rank is asked for or says before this step; unless it is to stop, raise ConfigError on every rank
+    if they differ in step, structure of the batch (its views, too), or something `known` (by what it is called);
+    `explain`, a collective, says more then. `figures` travel along, as many on each rank; `hear` is given those of all.
+    One small collective."""
     if ranks.world_size == 1:
         return request
     values = {"step": str(step), "batch structure": batch_structure(batch), **(known or {})}
@@ -102,11 +95,8 @@ def agree_on_step(
 
 
 def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
-    """Let rank 0 make a value for all ranks: only one of them asks the network, and all have the same answer.
-
-    Raises:
-        CclmError: what `make` raises, on every rank.
-    """
+    """Let rank 0 make a value for all ranks: only one of them asks the network, and all have the same answer. What
+    CclmError `make` raises, is raised on every rank."""
     made: Value | CclmError | None = None
     if ranks.rank == 0:
         try:
@@ -121,14 +111,9 @@ def made_by_first(ranks: Collectives, make: Callable[[], Value]) -> Value:
 
 
 def on_every_rank(ranks: Collectives, action: Callable[[], Value], what: str) -> list[Value]:
-    """Run `action` on every rank and return all results by rank; if one rank fails, every rank raises.
-
-    Also a barrier: no rank returns before all have finished.
-
-    Raises:
-        CheckpointError: with the cause of the first rank that failed. A rank whose error is neither the storage's nor
-            one of ours, but a bug, raises that itself, so that its traceback is seen.
-    """
+    """Run `action` on every rank and return all results by rank. A barrier, too: no rank returns before all have
+    finished. If one fails, raise CheckpointError on every rank, with the cause of the first that failed; a rank whose
+    error is a bug, neither the storage's nor one of ours, raises that itself, so that its traceback is seen."""
     result: Value | None = None
     error: Exception | None = None
     try:

@@ -46,12 +46,8 @@ class Collectives:
         return [numbers.tolist() for numbers in everyone]
 
     def gather_packed(self, tensors: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Rows of all ranks in rank order, of several tensors of any types, in one collective; without gradient.
-
-        Args:
-            tensors: of this rank, each [n, …].
-            rows: for each tensor how many rows every rank holds.
-        """
+        """Rows of all ranks in rank order, of several tensors [n, …] of any types, in one collective; without gradient.
+        `rows`: for each tensor how many rows every rank holds."""
         if self.world_size == 1:
             return [tensor.detach() for tensor in tensors]
         strides = [math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors]
@@ -69,16 +65,10 @@ class Collectives:
         ]
 
     def gather_block(self, x: Tensor, ranks: range, rows: Sequence[int]) -> Tensor:
-        """Rows of neighbouring ranks in rank order, [Σ rows, …]. Differentiable.
-
-        The gradient is the true one: when the loss is the *sum* over ranks of what each rank computes from the
-        gathered rows, each rank receives the derivative of that sum with respect to its own rows.
-
-        Args:
-            x: this rank's rows.
-            ranks: who takes part; this rank among them, the same for all of them, and made known by `prepare`.
-            rows: how many each of these ranks holds.
-        """
+        """Rows of neighbouring `ranks` (this one among them, the same for all of them, made known by `prepare`) in rank
+        order, [Σ rows, …]; `rows`: how many each of them holds. Differentiable, with the true gradient: when the loss
+        is the *sum* over ranks of what each computes from the gathered rows, each receives the derivative of that sum
+        with respect to its own rows."""
         if len(ranks) == 1:
             return x
         group = None if len(ranks) == self.world_size else self._blocks[ranks]
@@ -146,15 +136,9 @@ class _GatherBlock(torch.autograd.Function):
 
 
 def reduce_scatter(own: Tensor, parts: Tensor, group: Any = None) -> None:
-    """Write the sum over ranks of this rank's part to `own`, which may lie in `parts`.
-
-    On CPUs (gloo) the parts travel to their ranks, which add them up: torch would reduce a copy of all on every rank.
-
-    Args:
-        own: contiguous.
-        parts: one for each rank of the group, in a row, each of own's size; on one rank `own` itself.
-        group: torch's process group; None: all ranks.
-    """
+    """Write the sum over ranks of this rank's part to `own`, contiguous, which may lie in `parts`: one for each rank of
+    torch's process group (None: all ranks), in a row, each of own's size. On CPUs (gloo) the parts travel to their
+    ranks, which add them up: torch would reduce a copy of all on every rank."""
     world_size = torch_dist.get_world_size(group)
     parts = parts.view(world_size, *own.shape)
     if own.device.type != "cpu":

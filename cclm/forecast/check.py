@@ -30,11 +30,7 @@ SHOWN_LANGUAGES = 12
 
 
 def main(arguments: Sequence[str], command: str, recipes: Path) -> None:
-    """Read the command line, and print the forecast.
-
-    Raises:
-        ConfigError: with everything that is wrong.
-    """
+    """Read the command line, and print the forecast. Raise ConfigError with everything that is wrong."""
     parser = Parser(prog=command, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", help="a recipe by its name or path; --KEY VALUE behind it as for the run itself")
     parser.add_argument("--world", type=int, default=1, metavar="N", help="ranks, one for each GPU")

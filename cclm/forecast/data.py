@@ -22,7 +22,6 @@ class SourceForecast:
     view: str
     source: str
     size: int
-    """Samples that it has."""
     drawn: int
     """Samples that the run reads, all ranks together: exact."""
     languages: Mapping[str, float]

@@ -18,14 +18,59 @@ is needed in turns adds up there.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cclm.costs.recipe import Call
-from cclm.forecast.machines import A
-from cclm.forecast.step_model import Case, kept_share
+from cclm.config import RunConfig
+from cclm.costs.network import count_parameters
+from cclm.costs.recipe import Call, Counter, Update, updates_of
+from cclm.forecast.machines import A, Sharding
 from cclm.ops.linear_cross_entropy import MAX_LOGITS
 
 FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A recipe on some ranks."""
+
+    config: RunConfig
+    counter: Counter
+    updates: Sequence[Update]
+    sharding: Sharding
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, counter: Counter, sharding: Sharding, text_fill: Mapping[str, float] | None = None
+    ) -> Case:
+        """Count a recipe; how long texts are is assumed where `text_fill` does not say it by view."""
+        updates = updates_of(config, counter, {**dict.fromkeys(config.views, A["text_fill"]), **(text_fill or {})})
+        return cls(config=config, counter=counter, updates=updates, sharding=sharding)
+
+    @property
+    def value_bytes(self) -> int:
+        """Of a parameter in the forward pass, and of an activation."""
+        return 4 if self.config.precision == "fp32" else 2
+
+    @property
+    def num_parameters(self) -> int:
+        """All of the network's."""
+        return count_parameters([self.counter.model])
+
+    @property
+    def num_trained(self) -> int:
+        """Those that are not frozen."""
+        return sum(value.numel() for value in self.counter.model.parameters() if value.requires_grad)
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches."""
+        return self.config.data.micro_batches
+
+    @property
+    def flops(self) -> float:
+        """Of a step."""
+        return sum(call.rows * call.cost.flops for update in self.updates for call in update.calls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +149,13 @@ def memory_of(case: Case, count: int, *, device: str = "cuda", checkpointing: st
     )
 
 
+def kept_share(case: Case, parameters: int) -> float:
+    """Share of gathered parameters that ZeRO-3 does not let go between their forward and backward pass: DeepSpeed keeps
+    what is used again within `stage3_max_reuse_distance` parameters (from a layer's forward pass to its backward pass
+    lie twice those of the layers after it), and no more than `stage3_max_live_parameters` at once."""
+    return min(1.0, case.sharding.max_reuse / 2 / parameters, case.sharding.max_live / parameters)
+
+
 def _buckets(case: Case, count: int, device: str, returns_memory: bool) -> float:
     """Of gradients that are summed over ranks: the buckets, and one more in a row for the collective; of ZeRO-3 on
     CPUs another, of what the ranks exchange."""
@@ -130,11 +182,8 @@ def _updating(case: Case, count: int, device: str, held: float) -> float:
 
 
 def _activations(case: Case, count: int, checkpointing: str | None, returns_memory: bool) -> float:
-    """Of the update that needs most; every count was made in bf16.
-
-    Where memory is kept, values of a block that are computed again, and the gradients that replace them, have places of
-    their own in each encoder.
-    """
+    """Of the update that needs most; every count was made in bf16. Where memory is kept, values of a block that are
+    computed again, and the gradients that replace them, have places of their own in each encoder."""
     modes = case.config.activation_checkpointing
     found = []
     for update in case.updates:

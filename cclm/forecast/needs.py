@@ -20,8 +20,7 @@ from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.forecast.data import SourceForecast, sources_of, text_fill
 from cclm.forecast.machines import CPU, Gpu, Sharding
-from cclm.forecast.memory import Memory, checkpoint_bytes, memory_of
-from cclm.forecast.step_model import Case
+from cclm.forecast.memory import Case, Memory, checkpoint_bytes, memory_of
 from cclm.hub.open import model_config
 from cclm.shardfile.options import is_remote
 from cclm.train.network import names_towers, with_named_towers
@@ -40,15 +39,12 @@ class Forecast:
     """Of ZeRO; None: the plain engine."""
     steps: int
     parameters: Mapping[str, int]
-    """By part of the network."""
     trained: int
-    """Parameters that are not frozen."""
     sources: Sequence[SourceForecast]
     text_fill: Mapping[str, float]
     """By view: mean length of its first texts, as a share of the longest; a view that is missing has remote sets."""
     memory: Memory
     memory_bytes: float
-    """Of a rank at its peak."""
     checkpoint_bytes: float
     checkpoints_kept: int
     """At most at once, with the one that is being written."""
@@ -68,11 +64,7 @@ def forecast(
     config: RunConfig, ranks: int, gpu: Gpu | None, mfu: float, notes: Sequence[str] = (), *, has_data: bool = True
 ) -> Forecast:
     """Compute what a configuration needs on so many ranks; without its data (`has_data` false) what that takes is
-    assumed, or missing.
-
-    Raises:
-        ConfigError: data, network and steps do not go together.
-    """
+    assumed, or missing. Raise ConfigError if data, network and steps do not go together."""
     if names_towers(config):
         config = with_named_towers(config)
     dataset, fill = None, dict[str, float]()
@@ -89,8 +81,7 @@ def forecast(
     resolved: dict[str, Any] = {}
     if config.engine == "deepspeed":
         resolved = resolve_ds_file(config.deepspeed, config.engine_facts(ranks))
-    sharding = Sharding.of(config.deepspeed, resolved, config.precision)
-    case = Case.of("", config, Counter(config), config.precision, sharding, fill)
+    case = Case.of(config, Counter(config), Sharding.of(resolved, config.precision), fill)
     memory = memory_of(case, ranks, device=CPU if gpu is None else "cuda")
     best = 0 if config.evaluation is None else 2 * config.checkpoint.keep_best
     keep_every, folder = config.checkpoint.keep_every, Path(config.run_folder).absolute()
@@ -98,7 +89,7 @@ def forecast(
         ranks=ranks,
         device=CPU if gpu is None else gpu.name,
         precision=config.precision,
-        stage=sharding.stage if resolved else None,
+        stage=case.sharding.stage if resolved else None,
         steps=config.steps,
         parameters=parameters_by_part(case.counter.model),
         trained=case.num_trained,
@@ -111,19 +102,13 @@ def forecast(
         free_bytes=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free,
         flops=case.flops,
         mfu=mfu,
-        hours=None
-        if gpu is None
-        else config.steps
-        * case.flops
-        / (ranks * gpu.flops["fp32" if config.precision == "fp32" else "bf16"] * mfu)
-        / 3600,
+        hours=None if gpu is None else config.steps * case.flops / (ranks * gpu.peak(config.precision) * mfu) / 3600,
         deepspeed=resolved or None,
         notes=[*notes, *_warnings(memory, gpu)],
     )
 
 
 def _open(config: RunConfig, tokenizer: TextTokenizer, ranks: int) -> StepDataset:
-    """Open the data as a run does, but for teachers, of which it would make an index."""
     views = {
         name: view if view.teacher is None else replace(view, teacher=None)  # type: ignore[call-arg]
         for name, view in config.views.items()

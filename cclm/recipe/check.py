@@ -19,6 +19,7 @@ from cclm.config import (
     named_teachers,
     validation_errors_for,
 )
+from cclm.data.config import ViewConfig
 from cclm.data.tokenizer_file import is_hub_name, tokenizer_file
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.errors import CclmError, ConfigError
@@ -47,8 +48,6 @@ class CheckedRecipe:
     config: RunConfig
     notes: tuple[str, ...]
     """What may be meant but deserves a line, such as a batch that is larger than its sets."""
-    unseen: tuple[str, ...]
-    """What only the start of the run looks at: remote shard sets, models on the hub."""
 
 
 def check_recipe(
@@ -60,54 +59,39 @@ def check_recipe(
     recipes: Path = RECIPES,
     table: Table = VIEWS,
 ) -> CheckedRecipe:
-    """Check a command line of `python -m pretrain` for a job with so many ranks.
-
-    Of local shard sets it reads the manifests, or looks for every file too, or reads them all. Remote shard sets and
-    models on the hub are left to the start of the run; so are all shard sets and the tokenizer where another job makes
-    them first (`files_exist` false).
-
-    Raises:
-        ConfigError: with everything that is wrong in all files and overrides, and with what they name.
-    """
+    """Check a command line of `python -m pretrain` for a job with so many ranks. Of local shard sets it reads the
+    manifests, or looks for every file too, or reads them all. Remote sets and models on the hub are left to the start
+    of the run; so are all sets and the tokenizer where another job makes them first (`files_exist` false). Raise
+    ConfigError with everything that is wrong in all files and overrides, and with what they name."""
     reading = Reading(arguments, recipes, table)
     notes: list[str] = []
-    unseen: list[str] = []
     if isinstance(reading.found, RunConfig):
         config, converter = without_training(reading.found), reading.converter
         notes += _notes_on(config)
         for text in validation_errors_for(config, world_size):
             key, _, rest = text.partition(": ")
             converter.add(key, rest)
-        unseen = [
-            f"{one.key}: {one.path}"
-            for one in (*named_sets(config.views), *evaluated_sets(config))
-            if is_remote(one.path) or not files_exist
-        ]
-        if not files_exist:
-            unseen += [f"{key}: {teacher.path}" for key, teacher in named_teachers(config.views)]
         if files_exist:
             notes += _check_sets(config, converter, shards)
             for key, path in named_files(config.views):
                 if not Path(path).is_file():
                     converter.add(key, f"expected an annotation file, got nothing at {path}", "wrong_value")
-            _check_teachers(config, converter)
+            for key, teacher in named_teachers(config.views):
+                from cclm.data.teacher import teacher_files
+
+                with _noted(converter, key):
+                    teacher_files(teacher)
             for key, path in _measured_sets(config):
                 if not is_remote(path) and not Path(path).is_dir():
                     converter.add(key, f"expected a shard set or a folder of annotations, got nothing at {path}")
-        if is_hub_name(config.data.tokenizer) or not files_exist:
-            unseen.append(f"data.tokenizer: {config.data.tokenizer}")
-        else:
+        if files_exist and not is_hub_name(config.data.tokenizer):
             with _noted(converter, "data.tokenizer"):
                 tokenizer_file(config.data.tokenizer)
         if config.engine == "deepspeed" and config.views:
             with _noted(converter, "deepspeed"):
                 resolve_ds_file(config.deepspeed, config.engine_facts(world_size))
     config = reading.finish()
-    return CheckedRecipe(
-        config=with_epochs(config) if files_exist else without_training(config),
-        notes=tuple(notes),
-        unseen=tuple(unseen),
-    )
+    return CheckedRecipe(config=with_epochs(config) if files_exist else without_training(config), notes=tuple(notes))
 
 
 @contextmanager
@@ -141,7 +125,6 @@ def _notes_on(config: RunConfig) -> Iterator[str]:
 
 
 def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield the key and the place of every set that retrieval is measured on."""
     finetune = config.finetune
     if finetune is not None:
         for key, sets in (("dev_sets", finetune.dev_sets), ("test_sets", finetune.test_sets)):
@@ -150,20 +133,12 @@ def _measured_sets(config: RunConfig) -> Iterator[tuple[str, str]]:
                 yield f"finetune.{key}.{name}", path
 
 
-def _check_teachers(config: RunConfig, converter: Converter) -> None:
-    """Every teacher's files are there, with the columns and the width that are asked for."""
-    for key, teacher in named_teachers(config.views):
-        from cclm.data.teacher import teacher_files
-
-        with _noted(converter, key):
-            teacher_files(teacher)
-
-
 def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator[str]:
     """Every local shard set is there, whole, and of its view; the batches are not larger than the sets."""
     from cclm.shardfile.manifest import Manifest
 
     samples: dict[str, int] = {}
+    languages: dict[str, set[str]] = {}
     unknown: set[str] = set()
     for one in (*named_sets(config.views), *evaluated_sets(config)):
         if is_remote(one.path):
@@ -176,6 +151,11 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
                 raise ConfigError(expected=expected, got=got, do="", where=one.path)
             if one.view:
                 samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
+                languages.setdefault(one.view, set()).update(manifest.totals.languages)
+                for wanted in _wanted_languages(config.views[one.view]):
+                    if wanted.isdisjoint(manifest.totals.languages):
+                        expected = f"expected texts in {' or '.join(sorted(wanted))}"
+                        converter.add(one.key, f"{expected}, got none in {one.path}", "wrong_value")
             else:
                 _check_languages(config, converter, one, manifest)
             faults = [] if look == "manifests" else list(_faults(Path(one.path), manifest, look))
@@ -184,12 +164,25 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
             if len(faults) > MOST_FAULTS:
                 converter.add(one.key, f"and {len(faults) - MOST_FAULTS} more files of {one.path}", "wrong_value")
     for view, count in samples.items():
-        wanted = config.views[view].samples_per_step
-        if view not in unknown and wanted > count:
+        taken = config.views[view].samples_per_step
+        if view not in unknown and taken > count:
             yield (
-                f"views.{view}: a step takes {wanted:,} samples, but its sets hold only {count:,}: every batch holds "
+                f"views.{view}: a step takes {taken:,} samples, but its sets hold only {count:,}: every batch holds "
                 "some of them several times. Lower batch_size (and negative_group, matching_rows with it)."
             )
+        nowhere = set[str]().union(*_wanted_languages(config.views[view])) - languages[view]
+        if view not in unknown and nowhere:
+            yield f"views.{view}: none of its sets has texts in {', '.join(sorted(nowhere))}."
+
+
+def _wanted_languages(view: ViewConfig) -> Iterator[set[str]]:
+    """Yield the languages of which each of a view's sets must have one: the only ones, and those with weights, by
+    stage. Texts of regions stand in no manifest."""
+    only = getattr(view, "languages", None)
+    tables = (view.mix.language_weights, *(stage.language_weights for stage in view.mix.schedule))
+    if "boxes" not in view.trains:
+        yield from [] if only is None else [set(only)]
+        yield from ({name for name, weight in table.items() if weight > 0} for table in tables if table is not None)
 
 
 def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, manifest: Manifest) -> None:
@@ -203,7 +196,6 @@ def _check_languages(config: RunConfig, converter: Converter, one: NamedSet, man
 
 
 def _faults(folder: Path, manifest: Manifest, look: Look) -> Iterator[str]:
-    """Yield what is wrong with the files of a shard set."""
     for shard in manifest.shards:
         for name, size, digest in (
             (shard.name, shard.size_bytes, shard.sha256),

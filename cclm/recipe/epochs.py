@@ -24,11 +24,8 @@ def num_samples(view: ViewConfig) -> int:
 
 
 def steps_per_epoch(config: RunConfig) -> int:
-    """Return the whole batches of an epoch of the task's view: the first one of annotated rows, else the first.
-
-    Raises:
-        ConfigError: a batch is larger than the training data.
-    """
+    """Return the whole batches of an epoch of the task's view: the first one of annotated rows, else the first. Raise
+    ConfigError if a batch is larger than the training data."""
     views = sorted(config.views.items(), key=lambda named: not isinstance(named[1], AnnotatedConfig))
     name, view = views[0]
     if steps := num_samples(view) // view.samples_per_step:
@@ -55,11 +52,8 @@ def with_epochs(config: RunConfig) -> RunConfig:
 
 
 def without_training(config: RunConfig) -> RunConfig:
-    """Return the configuration of a run of no epochs without what it does not read: training data and dev sets.
-
-    Its protocol is no-fine-tuning, unless it measures what another run has fine-tuned. Any other configuration comes
-    back as it is.
-    """
+    """Return the configuration of a run of no epochs without what it does not read: training data and dev sets; any
+    other as it is. Its protocol is no-fine-tuning, unless it measures what another run has fine-tuned."""
     finetune = config.finetune
     if finetune is None or config.steps:
         return config

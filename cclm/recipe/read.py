@@ -36,20 +36,14 @@ _DO = "Correct them; `--help` explains every option. Nothing was started."
 
 
 def read_recipe(arguments: Sequence[str], recipes: Path = RECIPES, table: Table = VIEWS) -> RunConfig:
-    """Read a command line, `--recipe NAME|PATH --KEY VALUE …`, into a configuration.
-
-    Raises:
-        ConfigError: with everything that is wrong in all files and overrides, each with its place.
-    """
+    """Read a command line, `--recipe NAME|PATH --KEY VALUE …`, into a configuration. Raise ConfigError with everything
+    that is wrong in all files and overrides, each with its place."""
     return Reading(arguments, recipes, table).finish()
 
 
 def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
-    """Read what a run was started with, from its folder; also one that an older version of this library wrote.
-
-    Raises:
-        ConfigError: there is no such file, or it is no run's configuration.
-    """
+    """Read what a run was started with, from its folder; also one that an older version of this library wrote. Raise
+    ConfigError if there is no such file, or it is no run's configuration."""
     path = folder / CONFIG_FILE
     converter = Converter(kinds_of(table), is_resolved=True)
     node = read_document(path, converter.problems)
@@ -67,11 +61,8 @@ def read_run_config(folder: Path, table: Table = VIEWS) -> RunConfig:
 def shown(
     arguments: Sequence[str], program: str, purpose: str, recipes: Path = RECIPES, table: Table = VIEWS
 ) -> str | None:
-    """Return what `--help` or `--print_config` on a command line ask for; None if there is neither.
-
-    Raises:
-        ConfigError: `--print_config` of a configuration that is wrong.
-    """
+    """Return what `--help` or `--print_config` on a command line ask for; None if there is neither. Raise ConfigError
+    for `--print_config` of a configuration that is wrong."""
     line = parse_arguments(arguments, "--recipe")
     if line.wants_help:
         names = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))

@@ -38,11 +38,8 @@ HEADS: Mapping[str, Task] = {
 
 
 def with_start(root: Node, read_run: Callable[[Path], RunConfig]) -> Node:
-    """Put what a model to start from gives below a configuration that fine-tunes; any other comes back as it is.
-
-    Raises:
-        ConfigError: its files cannot be read.
-    """
+    """Put what a model to start from gives below a configuration that fine-tunes; any other comes back as it is. Raise
+    ConfigError if its files cannot be read."""
     given = plain(root)
     if not isinstance(given, dict) or not isinstance(given.get("finetune"), dict):
         return root

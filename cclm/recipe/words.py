@@ -44,10 +44,7 @@ def spelled_out(words: Sequence[str], recipe: Mapping[str, Any]) -> list[str]:
 
 def to_measure(words: Sequence[str]) -> list[str]:
     """Return the command line of a run of no epochs that starts from a fine-tuned one, in a folder inside of its own.
-
-    Raises:
-        ConfigError: there is no such run, or it does not fine-tune.
-    """
+    Raise ConfigError if there is no such run, or it does not fine-tune."""
     run = Path(words[0] if words else "")
     path = run / "config.yaml"
     given = read_yaml(path, expected="a fine-tuned run", do="Name a run: measure RUN.") if path.is_file() else None

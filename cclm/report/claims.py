@@ -48,10 +48,8 @@ def learned_from(facts: RunFacts) -> str:
 
 
 def trained_on_test_images(facts: RunFacts) -> bool | None:
-    """Return whether the run read shards of the set that it was measured on.
-
-    True: the same folder, or a tar with the same bytes. False: all sets are at hand and share no tar. None: not known.
-    """
+    """Return whether the run read shards of the set that it was measured on: the same folder, or a tar with the same
+    bytes. False: all sets are at hand and share no tar. None: not known."""
     measured = (facts.results.get("set") or {}).get("shards")
     if measured is None:
         return None

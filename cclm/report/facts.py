@@ -37,12 +37,9 @@ class SetFacts(Counts):
     """One shard set."""
 
     role: str
-    """What the run did with it."""
     folder: str
     view: View
-    """What it holds."""
     command: str
-    """The command that made it."""
     read_by: str = ""
     """Name of the run's view that trained on it."""
     tar_hashes: frozenset[str] = frozenset()
@@ -100,10 +97,7 @@ class RunFacts:
 
 def read_facts(folder: Path, checkpoint: CheckpointFacts | None = None) -> RunFacts:
     """Read what a run folder knows about itself; results and exports of another checkpoint (if given) count as none.
-
-    Raises:
-        ConfigError: there is no config.yaml, or a file cannot be read.
-    """
+    Raise ConfigError without config.yaml, or if a file cannot be read."""
     config = read_run_config(folder)
     results = read_json(folder / RESULTS_NAME, {})
     if not belongs(results.get("model") or {}, checkpoint):

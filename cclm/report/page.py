@@ -12,21 +12,11 @@ from markupsafe import Markup
 from cclm.config import ALL, RunConfig
 from cclm.files.reading import to_yaml
 from cclm.files.shipped import open_template
-from cclm.report.claims import (
-    group_title,
-    learned_from,
-    measured_words,
-    negatives_words,
-    rerank_orders,
-    rerank_words,
-    retrieval_title,
-    start_words,
-)
+from cclm.report import claims
 from cclm.report.facts import RunFacts, read_facts
-from cclm.report.svg import BarRow, Reference, Series, bar_chart, line_chart
-from cclm.run.bottleneck import SECTIONS, SHARE
+from cclm.report.svg import BarRow, Series, bar_chart, line_chart
 from cclm.run.checkpoints import CheckpointFacts
-from cclm.run.progress import slow_ranks
+from cclm.run.progress import SECTIONS, SHARE, slow_ranks
 from cclm.track.metrics import read_metrics
 from cclm.track.progress import spell_duration
 from cclm.views.entry import ViewEntry
@@ -50,8 +40,7 @@ LICENCE_TEXTS = {
 }
 """Where the text of a licence stands, by SPDX tag."""
 
-PRIOR_LOSS = Reference(value=0.6365, label="prior")
-PRIOR_ACCURACY = Reference(value=2 / 3, label="prior")
+PRIOR_LOSS, PRIOR_ACCURACY = 0.6365, 2 / 3
 """Two wrong pairs stand beside each right one: what a matching head reaches that ignores its input."""
 
 SLOW_RANKS = {"speed/data_slowest_s": "for data", "speed/late_s": "otherwise"}
@@ -78,11 +67,7 @@ class RecallRow:
 
 
 def report_page(folder: Path, checkpoint: CheckpointFacts | None = None) -> str:
-    """Return the page about a run folder; results and exports of another checkpoint (if given) count as none.
-
-    Raises:
-        ConfigError: there is no config.yaml, or a file cannot be read.
-    """
+    """Return the page about a run folder (arguments and errors: `read_facts`)."""
     facts = read_facts(folder, checkpoint)
     groups = recall_rows(facts)
     page: str = open_template(Path(__file__).with_name("page.html.j2"), html=True).render(
@@ -92,9 +77,9 @@ def report_page(folder: Path, checkpoint: CheckpointFacts | None = None) -> str:
         headlines=headlines(facts, groups),
         sections=sections(read_metrics(folder), facts.config),
         groups=groups,
-        rerank_note=rerank_words(facts.results),
-        rerank_mark=next((title for title, _ in rerank_orders(facts.results)), ""),
-        retrieval_title=retrieval_title(facts),
+        rerank_note=claims.rerank_words(facts.results),
+        rerank_mark=next((title for title, _ in claims.rerank_orders(facts.results)), ""),
+        retrieval_title=claims.retrieval_title(facts),
         config_text=to_yaml(facts.config),
         bars=lambda direction: recall_bars(groups, facts.results["chance"][direction], direction),
         language_name=language_name,
@@ -107,10 +92,10 @@ def report_page(folder: Path, checkpoint: CheckpointFacts | None = None) -> str:
 def lead(facts: RunFacts, groups: Sequence[RecallRow]) -> str:
     """Return the sentences under the title."""
     steps = f"{facts.steps:,} steps" if facts.steps else "trained"
-    begin = f"A cross-view language model, {steps} {start_words(facts.config)}{learned_from(facts)}."
+    begin = f"A cross-view language model, {steps} {claims.start_words(facts.config)}{claims.learned_from(facts)}."
     if not groups:
         return f"{begin} This checkpoint was not measured yet."
-    return f"{begin} {measured_words(facts, sum(len(group.languages) for group in groups))}"
+    return f"{begin} {claims.measured_words(facts, sum(len(group.languages) for group in groups))}"
 
 
 def headlines(facts: RunFacts, groups: Sequence[RecallRow]) -> list[tuple[str, str, str]]:
@@ -121,7 +106,7 @@ def headlines(facts: RunFacts, groups: Sequence[RecallRow]) -> list[tuple[str, s
         times = recall / facts.results["chance"]["t2i"]["r10"]
         found.append((f"{recall:.1f} %", group.name, f"text → image R@10, {times:.0f}\u00a0×\u00a0chance"))
     if parameters := (facts.results.get("model") or {}).get("num_parameters"):
-        found.append((f"{parameters / 1e6:.1f} M", "parameters", f"trained {start_words(facts.config)}"))
+        found.append((f"{parameters / 1e6:.1f} M", "parameters", f"trained {claims.start_words(facts.config)}"))
     if facts.train_seconds:
         found.append((f"{facts.train_seconds / 60:.1f} min", "training", trained_where(facts.environment)))
     return found
@@ -144,9 +129,9 @@ def sections(lines: Lines, config: RunConfig) -> list[tuple[str, list[Panel]]]:
     speeds = {f"speed/{view}_samples_per_s": entry.unit for view, entry in VIEWS.items()}
     times = {f"{SHARE}{section}": section for section in SECTIONS}
     rates = sorted({name for _, values in lines for name in values if name.startswith("learning_rate/")})
-    negatives = f"in training, {negatives_words(config)}"
+    negatives = f"in training, {claims.negatives_words(config)}"
     shared = (
-        panel(lines, "Matching accuracy", matching, negatives, reference=PRIOR_ACCURACY, y_from_zero=False),
+        panel(lines, "Matching accuracy", matching, negatives, prior=PRIOR_ACCURACY, y_from_zero=False),
         panel(lines, "Masked-word accuracy", masked),
         panel(lines, "Temperature", {"temperature": ""}, temperature_note(config)),
     )
@@ -194,7 +179,7 @@ def view_panels(lines: Lines, view: str, entry: ViewEntry) -> Iterable[Panel | N
     """Yield the losses of one view."""
     match, note = f"{view}/{entry.matching}", "matching, negatives 2 : 1"
     yield panel(lines, f"{entry.contrastive.upper()} loss", {f"{view}/{entry.contrastive}": ""}, "contrastive")
-    yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, reference=PRIOR_LOSS, y_from_zero=False)
+    yield panel(lines, f"{entry.matching.upper()} loss", {match: ""}, note, prior=PRIOR_LOSS, y_from_zero=False)
     yield panel(lines, "MLM loss", {f"{view}/mlm": ""}, "masked words, given the other side")
     yield panel(lines, "Loss", {f"{view}/classes": "", f"{view}/answers": ""})
     yield panel(lines, "Accuracy", {f"{view}/accuracy": ""}, "on training batches")
@@ -221,7 +206,7 @@ def recall_rows(facts: RunFacts) -> list[RecallRow]:
     results = facts.results
     if "groups" not in results:
         return []
-    orders = rerank_orders(results)
+    orders = claims.rerank_orders(results)
     errors = results.get("standard_error") or {}
 
     def row(kind: str, name: str, title: str, languages: Sequence[RecallRow] = ()) -> RecallRow:
@@ -238,7 +223,7 @@ def recall_rows(facts: RunFacts) -> list[RecallRow]:
         row(
             "groups",
             name,
-            group_title(facts, name),
+            claims.group_title(facts, name),
             [row("languages", tag, language_name(tag)) for tag in members.get(name, ())],
         )
         for name in results["groups"]

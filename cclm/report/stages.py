@@ -52,10 +52,8 @@ class Stage:
 
 
 def run_stages(stages: Sequence[Stage], run: Path, page: Path, finish: Callable[[], str]) -> int:
-    """Run stages into the folder `run`; at the end say what `finish` returns, the time, and which page to open.
-
-    Return 0, or the code of the first one that fails.
-    """
+    """Run stages into the folder `run`; at the end say what `finish` returns, the time, and which page to open. Return
+    0, or the code of the first one that fails."""
     began = time.monotonic()
     try:
         for item in stages:
@@ -75,11 +73,8 @@ def run_stages(stages: Sequence[Stage], run: Path, page: Path, finish: Callable[
 
 
 def run_stage(item: Stage, run: Path) -> int:
-    """Print, run and time one stage.
-
-    Raises:
-        KeyboardInterrupt: somebody stopped it; its child has ended.
-    """
+    """Print, run and time one stage; return its code. KeyboardInterrupt: somebody stopped it, and its child has
+    ended."""
     stage("Pre-train" if item.name == "train" else item.name.title(), item.explanation)
     before = read_rows(item.home).get(item.name, {})
     is_same = before.get("command", item.command) == item.command
@@ -115,11 +110,8 @@ def run_stage(item: Stage, run: Path) -> int:
 
 
 def run_command(command: str, on_wait: Callable[[], None]) -> int:
-    """Run `python -m command` with this interpreter to its end, whatever the keyboard says; return its exit code.
-
-    Raises:
-        KeyboardInterrupt: the keyboard interrupted it. The child, which got the same signal, has ended.
-    """
+    """Run `python -m command` with this interpreter to its end; return its exit code. Raise KeyboardInterrupt if the
+    keyboard interrupted it, once the child, which got the same signal, has ended."""
     words = shlex.split(command)
     if "--" in words:  # the "python" behind it means this interpreter too, and nothing that PATH knows
         program = words.index("--") + 1

@@ -10,6 +10,9 @@ from math import floor, isfinite, log10
 PALETTE = ("#2563a8", "#d4700f", "#12877a", "#7b52b9", "#b03060", "#6b6f76")
 """Line colours, told apart in print and by most colour-blind readers."""
 
+Label = tuple[float, str, str]
+"""Height, text and colour."""
+GAP = 12.0
 INK, FAINT, GRID = "#1d2733", "#6b7683", "#e4e8ec"
 TICK = 'class="tick"'
 RAW, CALM = 'stroke-width="1" opacity="0.28"', 'stroke-width="2" stroke-linejoin="round"'
@@ -22,14 +25,6 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     """(x, y); those whose y is not finite are left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A dashed horizontal line to compare with."""
-
-    value: float
-    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +71,18 @@ def smoothed(values: Sequence[float], half_width: int) -> list[float]:
 
 
 def line_chart(
-    series: Sequence[Series],
-    *,
-    reference: Reference | None = None,
-    y_from_zero: bool = True,
-    calm: bool = True,
-    width: int = 340,
-    height: int = 180,
+    series: Sequence[Series], *, prior: float | None = None, y_from_zero: bool = True, calm: bool = True
 ) -> str:
-    """Return an SVG of lines over steps: raw values faint, a smoothed line over them, names at the line ends.
-
-    `y_from_zero`: the axis starts at 0; `calm`: draw the smoothed line (else the values themselves).
-    """
+    """Return an SVG of lines over steps: raw values faint, a smoothed line over them (not without `calm`), names at the
+    line ends; `prior`: where a dashed line stands to compare with."""
+    width, height = 340, 180
     finite = [replace(one, points=[(x, y) for x, y in one.points if isfinite(y)]) for one in series]
     lines = [one for one in finite if one.points]
     if not lines:
         return f'<svg viewBox="0 0 {width} 40" role="img"><text x="8" y="24" fill="{FAINT}">nothing logged</text></svg>'
     left, right, top, bottom = 40, 52, 8, 24
     right += 48 * any(one.name for one in lines)
-    values = [y for one in lines for _, y in one.points] + ([reference.value] if reference else [])
+    values = [y for one in lines for _, y in one.points] + ([] if prior is None else [prior])
     low, high = (min(0.0, *values) if y_from_zero else min(values)), max(values)
     high = high if high > low else low + 1.0
     high += 0.04 * (high - low)
@@ -113,10 +101,10 @@ def line_chart(
         parts.append(_text(left - 6, down(tick) + 3.5, number_text(tick), TICK, "end"))
     parts += [_text(across(tick), height - 8, number_text(tick), TICK, "middle") for tick in ticks(first, last, 4)]
     labels = []
-    if reference:
-        at = down(reference.value)
+    if prior is not None:
+        at = down(prior)
         parts.append(_line(left, at, width - right, at, FAINT, ' stroke-dasharray="4 3"'))
-        labels.append((at, reference.label, FAINT))
+        labels.append((at, "prior", FAINT))
     for one, colour in zip(lines, PALETTE, strict=False):
         raw = [y for _, y in one.points]
         drawn = smoothed(raw, len(raw) // 15) if calm else raw
@@ -129,29 +117,23 @@ def line_chart(
     return "".join(parts) + "</svg>"
 
 
-def spread_labels(
-    labels: Iterable[tuple[float, str, str]], top: float, height: float, gap: float = 12.0
-) -> list[tuple[float, str, str]]:
+def spread_labels(labels: Iterable[Label], top: float, height: float) -> list[Label]:
     """Move labels apart so that none covers another, the order by height kept, all inside the chart."""
-    placed: list[tuple[float, str, str]] = []
+    placed: list[Label] = []
     for y, text, colour in sorted(labels):
-        placed.append((max(y, placed[-1][0] + gap) if placed else max(y, top), text, colour))
+        placed.append((max(y, placed[-1][0] + GAP) if placed else max(y, top), text, colour))
     limit = height - 24.0
     for index in reversed(range(len(placed))):
         y, text, colour = placed[index]
         placed[index] = (min(y, limit), text, colour)
-        limit = placed[index][0] - gap
+        limit = placed[index][0] - GAP
     return placed
 
 
-def bar_chart(
-    rows: Sequence[BarRow], chance: Mapping[str, float], *, width: int = 460, scale_max: float | None = None
-) -> str:
-    """Return an SVG of horizontal nested bars: R@1 in R@5 in R@10, a mark for re-ranked R@1, a tick for chance.
-
-    `chance` holds "r1", "r5", "r10" in percent; the tick stands at chance R@10. `scale_max`: where the axis ends.
-    """
-    row_height, left, right, top = 19, 92, 48, 20
+def bar_chart(rows: Sequence[BarRow], chance: Mapping[str, float], *, scale_max: float | None = None) -> str:
+    """Return an SVG of horizontal nested bars: R@1 in R@5 in R@10 (percent, as `chance` by name), a mark for re-ranked
+    R@1, a tick for chance R@10. `scale_max`: where the axis ends."""
+    width, row_height, left, right, top = 460, 19, 92, 48, 20
     height = top + row_height * len(rows) + 6
     reach = scale_max or max(10.0, *(row.values["r10"] for row in rows)) * 1.02
     scale = (width - left - right) / reach

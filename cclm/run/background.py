@@ -36,18 +36,6 @@ PIECE_BYTES = 1 << 24
 """Written and hashed at once."""
 
 
-def write_copy(descriptor: int, size_bytes: int, path: Path) -> FileRecord:
-    """Write what lies in memory to a file, durably; a fault that passes is met by writing it again from the start.
-
-    The hash is that of the memory, not of what the disk gives back: a start finds out whether they are the same.
-
-    Raises:
-        OSError: the storage refuses.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return retried(partial(_write_copy, descriptor, size_bytes, path))
-
-
 def _write_copy(descriptor: int, size_bytes: int, path: Path) -> FileRecord:
     digest, memory = hashlib.sha256(), mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
     with memory, memoryview(memory) as whole, path.open("wb") as file:
@@ -63,8 +51,11 @@ def _write_copy(descriptor: int, size_bytes: int, path: Path) -> FileRecord:
 def write_files(
     descriptor: int, size_bytes: int, folder: Path, name: str, others: Sequence[str] = ()
 ) -> dict[str, FileRecord]:
-    """Write `name` from memory (`write_copy`), sync `others`, which are there already; return the records of all."""
-    records = {name: write_copy(descriptor, size_bytes, folder / name)}
+    """Write `name` from memory, durably, and sync `others`, which are there already; return the records of all. A fault
+    that passes is met by writing again from the start. The hash of `name` is that of the memory, not of what the disk
+    gives back: a start finds out whether they are the same."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    records = {name: retried(partial(_write_copy, descriptor, size_bytes, folder / name))}
     for other in others:
         retried(partial(sync, folder / other))
         records[other] = record_file(folder / other)
@@ -97,12 +88,8 @@ class Writer:
         return self._answer is not None
 
     def result(self) -> Any:
-        """Wait for the end of the call and return what it returned.
-
-        Raises:
-            Exception: what it raised.
-            CclmError: the process died again and again.
-        """
+        """Wait for the end of the call and return what it returned. Raise what it raised, or CclmError if the process
+        died again and again."""
         while not self.is_ready():
             assert self._link is not None, "a result needs a call"
             self._link.poll(None)

@@ -86,11 +86,9 @@ ResultType = TypeVar("ResultType")
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Return why a process that ends with this exception ends.
-
-    An error's own `cause` field comes first. Otherwise what it was raised from decides, if that is a full disk or a
-    passing fault: a shard that cannot be read because the disk answers EIO is no user's error.
-    """
+    """Return why a process that ends with this exception ends. An error's own `cause` field comes first, then what it
+    was raised from, if that is a full disk or a passing fault: a shard that cannot be read because the disk answers EIO
+    is no user's error."""
     for item in _chain(error):
         if isinstance(item, CclmError) and item.cause is not None:
             return item.cause
@@ -114,9 +112,7 @@ def cause_of_code(code: int) -> Cause:
 
 def consequence(cause: Cause) -> int:
     """Return how probably a rank ended because of another that ended too: of several, the least of these is to blame.
-
-    What a rank was told to say by its user's files or disk is nobody's consequence; a lost connection may be.
-    """
+    What a rank was told by its user's files or disk is nobody's consequence; a lost connection may be."""
     if cause in MENDED_BY_USER or cause is Cause.FOLDER_LOCKED:
         return 0
     return 2 + CONSEQUENCES.index(cause) if cause in CONSEQUENCES else 1

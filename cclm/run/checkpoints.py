@@ -25,6 +25,7 @@ from typing import Any
 
 from cclm.errors import CheckpointError
 from cclm.files import atomic
+from cclm.files.lines import StepLines
 from cclm.run.causes import retried
 
 FOLDER = "checkpoints"
@@ -33,6 +34,8 @@ SAVE_NAME = "save_now"
 """In the run folder: asks for a checkpoint at once, whatever it holds."""
 PINNED = "pinned.json"
 """Beside the checkpoints: which of them are the best, as an evaluation found."""
+ROLLBACKS_FILE = "rollbacks.jsonl"
+"""In the run folder: a line for each rollback, of all attempts."""
 FORMAT_VERSION = 3
 """Of what is written."""
 READABLE_VERSIONS = (2, 3)
@@ -59,7 +62,6 @@ class Marker:
     step: int
     """Number of updates done: training goes on with this step."""
     world_size: int
-    """Ranks that wrote it."""
     files: Mapping[str, FileRecord]
     """By path inside the checkpoint, without the marker itself."""
     format_version: int = FORMAT_VERSION
@@ -108,12 +110,8 @@ class DamagedError(CheckpointError):
 
 
 def read_marker(checkpoint: Path) -> Marker:
-    """Read `complete`.
-
-    Raises:
-        DamagedError: it is missing, unreadable, or not as it was written.
-        CheckpointError: another version of this library wrote it.
-    """
+    """Read `complete`. Raise DamagedError if it is missing, unreadable, or not as it was written, CheckpointError if
+    another version of this library wrote it."""
     try:
         raw = json.loads(retried(lambda: (checkpoint / MARKER).read_bytes()))
         version, digest = raw["format_version"], raw.pop("digest", None)
@@ -150,12 +148,9 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def damage_of(checkpoint: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file.
-
-    Raises:
-        CheckpointError: another version of this library wrote it.
-        OSError: the storage does not answer; that is no damage.
-    """
+    """Return what is wrong with a checkpoint's files: marker, sizes, and the hashes of every world_size-th file. Raise
+    CheckpointError if another version of this library wrote it, OSError if the storage does not answer: that is no
+    damage."""
     try:
         marker = read_marker(checkpoint)
     except DamagedError as error:
@@ -196,10 +191,8 @@ def list_files(folder: Path) -> list[str]:
 
 
 def finish(partial: Path, visible: Path, marker: Marker, keep: int, keep_every: int | None = None) -> None:
-    """Make a checkpoint of which all files are on disk complete, and remove what need not stay (`prune`).
-
-    May be called again when it was cut short.
-    """
+    """Make a checkpoint of which all files are on disk complete, and remove what need not stay (`prune`). May be called
+    again when it was cut short."""
     if not _is_complete(visible):
         for folder, _, _ in os.walk(partial):
             atomic.sync(Path(folder))
@@ -216,10 +209,8 @@ def publish(partial: Path, visible: Path) -> None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; a kill half-way leaves nothing that looks like one.
-
-    What cannot be removed now (a file that another machine has open) goes with the leftovers of a later save.
-    """
+    """Remove a checkpoint; a kill half-way leaves nothing that looks like one. What cannot be removed now (a file that
+    another machine has open) goes with the leftovers of a later save."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
@@ -330,17 +321,12 @@ class CheckpointFacts:
     """One complete checkpoint of a run."""
 
     step: int
-    """Updates done."""
     identity: str
     """SHA-256 of its marker, which holds the hash of every file: no two checkpoints share it."""
 
 
 def identify(checkpoint: Path) -> CheckpointFacts:
-    """Return the step and the identity of a complete checkpoint.
-
-    Raises:
-        CheckpointError: it has no readable marker.
-    """
+    """Return the step and the identity of a complete checkpoint. Raise CheckpointError without a readable marker."""
     marker = read_marker(checkpoint)
     return CheckpointFacts(step=marker.step, identity=hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest())
 
@@ -349,3 +335,24 @@ def identify_newest(run_folder: Path) -> CheckpointFacts | None:
     """Return the facts of the newest complete checkpoint of a run, or None if there is none."""
     found = newest_complete(run_folder)
     return None if found is None else identify(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """One return to an older checkpoint (`cclm.train.rollback`)."""
+
+    step: int
+    """The first step that was not done any more."""
+    to: int
+    """Updates of the checkpoint that the run went on from."""
+    first: int
+    """First step that is left out since then."""
+    stop: int
+    """The step behind the last of them."""
+
+
+def read_rollbacks(run_folder: Path) -> list[Rollback]:
+    """Return the rollbacks of a run, oldest first."""
+    names = Rollback.__annotations__
+    lines = StepLines(run_folder / ROLLBACKS_FILE).read()
+    return [Rollback(**{name: int(line[name]) for name in names}) for line in lines]

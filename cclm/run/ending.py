@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cclm.errors import Cause, CclmError
 from cclm.run.causes import EXIT_CODES, cause_of
-from cclm.run.machine import available_memory_bytes
+from cclm.run.machine import available_memory_bytes, process_memory_bytes
 from cclm.run.status import note_end
 
 GOES_ON = "the same command goes on from the newest complete checkpoint."
@@ -126,7 +126,8 @@ class MemoryGuard:
                 os._exit(code)
 
     def _error(self, left: int) -> CclmError:
-        own, workers = resident_bytes(os.getpid()), sum(map(resident_bytes, children_of(os.getpid())))
+        own = process_memory_bytes()[0]
+        workers = sum(process_memory_bytes(pid)[0] for pid in children_of(os.getpid()))
         return CclmError(
             where="before the first step was done",
             expected="enough memory",
@@ -134,15 +135,6 @@ class MemoryGuard:
             do=self._advice,
             cause=Cause.USER_ERROR,
         )
-
-
-def resident_bytes(pid: int) -> int:
-    """Return what a process holds in memory, pages that it shares included; 0 if it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def children_of(pid: int) -> list[int]:

@@ -86,7 +86,6 @@ class StartedBy:
     local_rank: int | None = None
     local_size: int | None = None
     address: str = ""
-    """How to say where rank 0 is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +99,8 @@ class Place:
 
 
 def started_by(environment: Mapping[str, str]) -> StartedBy | None:
-    """Return the launcher that started this process together with others; None if it is alone, or nobody says.
-
-    A batch script of Slurm is alone, however many tasks its job has: only what `srun` starts has a step's number.
-    """
+    """Return the launcher that started this process together with others; None if it is alone, or nobody says. A batch
+    script of Slurm is alone, however many tasks its job has: only what `srun` starts has a step's number."""
     known = [found for launcher in KNOWN if (found := _read(launcher, environment)) is not None]
     several = [found for found in known if found.size > 1]
     if not several and known and all(found.size == 0 for found in known):
@@ -112,11 +109,8 @@ def started_by(environment: Mapping[str, str]) -> StartedBy | None:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return this process's place.
-
-    Raises:
-        ConfigError: it is one of several that cannot find each other, or variables are missing or contradict.
-    """
+    """Return this process's place. Raise ConfigError if it is one of several that cannot find each other, or variables
+    are missing or contradict."""
     given = {name: environment[name] for name in (*NUMBERS, *ADDRESS) if environment.get(name, "") != ""}
     if "RANK" in given and environment.get("LOCAL_SIZE", "") != "":
         given.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
@@ -145,7 +139,6 @@ def adopt_place(environment: MutableMapping[str, str]) -> Place:
 
 
 def _read(launcher: Launcher, environment: Mapping[str, str]) -> StartedBy | None:
-    """What a launcher says; None if it did not start this process."""
     rank, size = _number(environment, launcher.rank), _number(environment, launcher.size)
     if launcher.name == SRUN:
         size = _srun_size(environment, rank, size)

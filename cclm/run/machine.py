@@ -20,6 +20,10 @@ CGROUP_QUOTA = CGROUPS / "cpu.max"
 LOOPBACK = "127.0.0.1"
 ENVIRONMENT_NAME = "environment.json"
 """In a run folder: what it was trained on, said when the training started and read by its report."""
+MOST_WORKERS = 16
+"""Each holds a finished batch; a GPU's step has not been seen to need more."""
+SLURM_CORES = "SLURM_CPUS_PER_TASK"
+THREADS = "OMP_NUM_THREADS"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "webdataset", "pyarrow", "numpy", "pillow")
 """Packages whose versions decide numbers."""
 
@@ -94,10 +98,10 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) 
     return min(left)
 
 
-def process_memory_bytes(proc: Path = Path("/proc/self/status")) -> tuple[int, int]:
-    """Return the resident memory of this process, now and at its peak; zeros where the kernel does not say it."""
+def process_memory_bytes(pid: int | str = "self") -> tuple[int, int]:
+    """Return the resident memory of a process, shared pages included, now and at its peak; zeros if it is gone."""
     try:
-        lines = proc.read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0, 0
     found = {
@@ -178,12 +182,8 @@ def why_port_is_taken(port: int) -> str:
 
 
 def describe_environment() -> dict[str, str]:
-    """Return hardware, versions and the time now (`started`), without importing what it names.
-
-    `ranks` is what the launcher said (1 without one). `cores` are those that this process may use, one rank's: its
-    affinity mask, or the container's limit if that is smaller.
-    A package that is not installed is left out.
-    """
+    """Return hardware, versions of what is installed, and the time now (`started`), without importing any of it.
+    `ranks` is what the launcher said (1 without one), `cores` are those that this process, one rank, may use."""
     found = {
         "machine": f"{processor_name()}, {platform.system()} {platform.machine()}",
         "ranks": os.environ.get("WORLD_SIZE") or "1",
@@ -205,3 +205,62 @@ def processor_name() -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCores:
+    """What a rank tells the others about itself."""
+
+    host: str
+    mask: tuple[int, ...]
+    quota: float | None
+    """Cores' worth of time of its container; None without a limit."""
+    promised: int | None
+    """What Slurm gives each task."""
+    task: str
+    """Which one this is in: ranks that torchrun or `launch run` starts inside of one share what it was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreShare:
+    """What a rank takes of its machine."""
+
+    cores: int
+    threads: int
+    num_workers: int
+
+    def __str__(self) -> str:
+        return f"{self.cores} core(s) a rank: {self.threads} thread(s), {self.num_workers} loader worker(s)"
+
+
+def own_cores(environment: Mapping[str, str] = os.environ, quota: Path = CGROUP_QUOTA) -> RankCores:
+    """Return what this process may use."""
+    promised = environment.get(SLURM_CORES, "")
+    return RankCores(
+        host=socket.gethostname(),
+        mask=tuple(sorted(os.sched_getaffinity(0))),
+        quota=read_quota(quota),
+        promised=int(promised) if promised.isdecimal() and int(promised) > 0 else None,
+        task=environment.get("SLURM_PROCID", ""),
+    )
+
+
+def share_cores(
+    everyone: Sequence[RankCores], rank: int, *, has_gpu: bool, environment: Mapping[str, str]
+) -> CoreShare:
+    """Return the share of one of all ranks: of its cores, divided by the ranks of its machine that have the same ones;
+    fewer where Slurm promised fewer (without binding) or the container has less time. On a GPU the process itself keeps
+    two (Python, and the autograd engine's thread), loader workers take the others; without one all compute.
+    OMP_NUM_THREADS, which torchrun and `python -m launch` set, wins. No number of a run depends on it."""
+    own = everyone[rank]
+    near = [other for other in everyone if other.host == own.host]
+    sharing = sum(1 for other in near if set(other.mask) & set(own.mask))
+    limits = [len(own.mask) / sharing]
+    limits += [] if own.quota is None else [own.quota / len(near)]
+    limits += [] if own.promised is None else [own.promised / sum(other.task == own.task for other in near)]
+    cores = max(1, int(min(limits)))
+    kept = 1 if cores < 4 else 2
+    num_workers = min(cores - kept, MOST_WORKERS) if has_gpu else 0
+    given = environment.get(THREADS, "").partition(",")[0]  # one number for each level of nested regions
+    threads = int(given) if given.isdecimal() and int(given) > 0 else max(1, cores - num_workers)
+    return CoreShare(cores=cores, threads=threads, num_workers=num_workers)

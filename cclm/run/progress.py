@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cclm.errors import CclmError
-from cclm.files.lines import read_since
+from cclm.files.lines import StepLines, read_since
 from cclm.files.reading import read_yaml
-from cclm.run.bottleneck import bottleneck
 from cclm.run.checkpoints import newest_complete, read_marker
 from cclm.run.status import STATUS_FOLDER, DoneMarker, StatusRecord, read_status
 
@@ -29,6 +28,22 @@ TAIL_BYTES = 2**18
 NUM_PACE_LINES = 20
 SLOW_SHARE, SLOW_RATIO, MANY_TIMES = 0.05, 1.5, 100.0
 """A rank is slow if the others wait for it so large a share of a step; for data, also by so many times the median."""
+SHARE: Final = "speed/time/"
+"""Before the name of a section: its share of the time, 0 … 1 (`cclm.train.speed`)."""
+COMPUTING: Final = ("vision", "text", "fusion", "losses", "optimizer")
+SECTIONS: Final = ("data", "communication", *COMPUTING, "checkpoint", "evaluation", "other")
+LIMITS: Final = {
+    "data": (
+        0.1,
+        "waiting for data",
+        "raise data.num_workers, or build shards with smaller images (images.short_side)",
+    ),
+    "communication": (0.15, "waiting for other ranks", "one of them is late: `python -m launch status RUN`"),
+    "checkpoint": (0.1, "saving", "save less often (checkpoint.every_steps), or in the background"),
+    "evaluation": (0.2, "evaluating", "evaluate less often"),
+    "other": (0.2, "in none of the sections", "write a trace (track.profile_steps)"),
+}
+"""Of sections that do not compute: the share that is too much, what it is, and what to do."""
 T = TypeVar("T")
 
 
@@ -45,7 +60,7 @@ class Progress:
     """Of the last line of the log."""
     samples_per_s: float | None
     time: str
-    """Where it goes, in words (`cclm.run.bottleneck`); "": not known."""
+    """Where it goes, in words (`bottleneck`); "": not known."""
     eta_s: float | None
     """Seconds to the last step at the pace of the last twenty lines of the log."""
     checkpoint_step: int
@@ -74,8 +89,8 @@ def read_progress(run_folder: Path, *, now: float | None = None) -> Progress:
     lines = [
         line for line in _last_lines(run_folder / LOG_NAME, NUM_PACE_LINES, notes) if "evaluation" not in line["values"]
     ]
-    total = _or_note(lambda: _total_steps(run_folder), None, notes)
-    done = _or_note(DoneMarker(run_folder).read, None, notes)
+    total = _or_note(lambda: _total_steps(run_folder), notes)
+    done = _or_note(DoneMarker(run_folder).read, notes)
     newest = newest_complete(run_folder)
     steps = (line for line in reversed(lines) if "loss" in line["values"])  # an evaluation has a line of its own
     last: dict[str, Any] = next(steps, lines[-1] if lines else {"step": -1, "values": {}})
@@ -123,12 +138,12 @@ def last_values(run_folder: Path) -> dict[str, float]:
     return {name: value for line in _last_lines(run_folder / LOG_NAME) for name, value in line["values"].items()}
 
 
-def _or_note(read: Callable[[], T], absent: T, notes: list[str]) -> T:
+def _or_note(read: Callable[[], T | None], notes: list[str]) -> T | None:
     try:
         return read()
     except (CclmError, OSError) as error:
         notes.append(str(error))
-        return absent
+        return None
 
 
 def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = None) -> list[dict[str, Any]]:
@@ -147,14 +162,24 @@ def _last_lines(path: Path, most: int | None = None, notes: list[str] | None = N
     return whole if most is None else whole[-most:]
 
 
+def log_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the log, oldest first; what has not step, time and values is left out."""
+    return filter(_is_whole, StepLines(run_folder / LOG_NAME).read())
+
+
 def _parse(text: str) -> dict[str, Any] | None:
-    """A line of the log; None if it is none."""
     try:
         line = json.loads(text)
-        is_whole = isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return None
-    return line if is_whole else None
+    return line if _is_whole(line) else None
+
+
+def _is_whole(line: Any) -> bool:
+    try:
+        return isinstance(line["step"], int) and isinstance(line["values"], dict) and line["time"] >= 0
+    except (KeyError, TypeError):
+        return False
 
 
 def _total_steps(run_folder: Path) -> int | None:
@@ -184,3 +209,18 @@ def _seconds_per_line(lines: list[dict[str, Any]]) -> float | None:
     times = [line["time"] for line in lines]
     gaps = [after - before for before, after in pairwise(times)]
     return round(median(gaps), 1) if gaps else None
+
+
+def bottleneck(values: Mapping[str, float | None]) -> str:
+    """Return what takes too much of the time, and what to do; or what the run computes; "": not known."""
+    shares = {section: values.get(SHARE + section) or 0.0 for section in SECTIONS}
+    if not any(shares.values()):
+        return ""
+    over = {name: shares[name] for name, (limit, *_) in LIMITS.items() if shares[name] > limit}
+    if over:
+        worst = max(over, key=lambda name: over[name])
+        _, what, do = LIMITS[worst]
+        return f"{what} {shares[worst]:.0%}: {do}"
+    computing = sorted(COMPUTING, key=lambda name: -shares[name])
+    told = ", ".join(f"{name} {shares[name]:.0%}" for name in computing if shares[name] >= 0.005)
+    return f"computing {sum(shares[name] for name in COMPUTING):.0%}: {told}"

@@ -167,11 +167,9 @@ class StopRequest:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies, even by kill -9; end at once if it is dead already.
-
-    Call it in the child, first of all. The setting survives exec, but children do not inherit it. What counts is the
-    thread that started the child: it must live as long as the parent. Elsewhere than on Linux it does nothing.
-    """
+    """Have the kernel kill this process when `parent` dies, even by kill -9; end at once if it is dead already. Call it
+    in the child, first of all. It survives exec, but children do not inherit it; the thread that started the child must
+    live as long as the parent. Elsewhere than on Linux it does nothing."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)

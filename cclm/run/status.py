@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cclm.run.causes import GOOD_ENDS, Cause, cause_of_code, consequence
 
 STATUS_FOLDER = "status"
 DONE_NAME = "done.json"
+IDENTITY_NAME = "identity.json"
 FULL_BYTES = 2**20
 """A disk with less room than this is full."""
 MOST_REASON = 500
@@ -45,22 +47,18 @@ class StatusRecord:
     phase: str
     """One word: "starting", "training", "saving", "done", ..."""
     time: float
-    """Seconds since 1970 when it said so."""
     host: str
     pid: int
     cause: str = ""
     """Of `cclm.run.causes`: why it ended; "" while it runs, or if it could not say."""
     reason: str = ""
-    """The same in a sentence."""
 
 
 class RankStatus:
     """Writes `folder/status/rank_N.json`, each time as a whole."""
 
-    def __init__(self, folder: Path, rank: int, *, clock: Callable[[], float] = time.time) -> None:
-        self.path = folder / STATUS_FOLDER / f"rank_{rank}.json"
-        self.rank = rank
-        self._clock = clock
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path, self.rank = folder / STATUS_FOLDER / f"rank_{rank}.json", rank
 
     def write(self, step: int, phase: str, *, cause: Cause | None = None, reason: str = "") -> None:
         """Say what this rank does now, or with a `cause` why it ends."""
@@ -68,7 +66,7 @@ class RankStatus:
             rank=self.rank,
             step=step,
             phase=phase,
-            time=round(self._clock(), 3),
+            time=round(time.time(), 3),
             host=socket.gethostname(),
             pid=os.getpid(),
             cause="" if cause is None else cause.value,
@@ -78,11 +76,8 @@ class RankStatus:
 
 
 def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
-    """Say why this rank ends, as its last word, if the folder is its own.
-
-    A folder in which another start has spoken may be that of a run that goes on; and a full disk does not keep a rank
-    from ending. In both cases the exit code alone says it.
-    """
+    """Say why this rank ends, as its last word. Not in a folder in which another start has spoken (that may go on), nor
+    on a full disk, which does not keep a rank from ending: then the exit code alone says it."""
     status = RankStatus(folder, rank)
     before = read_status(status.path)
     if before is not None and (before.pid, before.host) != (os.getpid(), socket.gethostname()):
@@ -95,11 +90,9 @@ def note_end(folder: Path, rank: int, cause: Cause, reason: str = "") -> None:
 
 
 def cause_of_end(folder: Path, rank: int, code: int) -> tuple[Cause, str]:
-    """Return why a rank ended, and its own sentence ("" if it left none), for whoever has seen it end.
-
-    What the rank said itself comes first, then its exit code; and one that died of what nobody foresaw while the disk
-    of its folder was full died of that.
-    """
+    """Return why a rank ended, and its own sentence ("" if it left none), for whoever has seen it end. What it said
+    itself comes first, then its exit code; one that died of what nobody foresaw while the disk was full died of
+    that."""
     said = read_status(folder / STATUS_FOLDER / f"rank_{rank}.json")
     if said is not None and said.cause in set(Cause):
         return Cause(said.cause), said.reason
@@ -125,27 +118,21 @@ class DoneRecord:
     step: int
     seconds: float
     time: float
-    """Seconds since 1970 when it ended."""
 
 
 class DoneMarker:
     """`folder/done.json`: written last, after everything else of a run; no marker means not done."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / DONE_NAME
-        self._clock = clock
 
     def write(self, step: int, seconds: float) -> None:
         """Declare the run done: it reached `step` steps in `seconds` seconds, the sum over its attempts."""
-        record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(self._clock(), 3))
+        record = DoneRecord(step=step, seconds=round(seconds, 3), time=round(time.time(), 3))
         replace_text(self.path, json.dumps(asdict(record)) + "\n", durable=True)
 
     def read(self) -> DoneRecord | None:
-        """Return the marker, or None if the run is not done.
-
-        Raises:
-            CclmError: there is a file of this name that is no marker.
-        """
+        """Return the marker, or None if the run is not done. Raise CclmError if a file of this name is no marker."""
         if not self.path.exists():
             return None
         try:
@@ -171,7 +158,6 @@ class RankEnd:
     time: float
     cause: Cause
     reason: str
-    """A sentence, for people."""
 
     def __str__(self) -> str:
         is_signal = 128 < self.code < 128 + signal.NSIG
@@ -214,3 +200,13 @@ def _records(run_folder: Path, kind: str) -> Iterator[RankEnd]:
                 "reason": ": ".join(words),
             }
         yield RankEnd(**{**values, "cause": Cause(values["cause"])})
+
+
+def run_identity(folder: Path) -> str:
+    """Return the identity of the run in a folder: a random text, made once, that copies and services know it by."""
+    path = folder / IDENTITY_NAME
+    if path.exists():
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    identity = secrets.token_hex(8)
+    replace_text(path, json.dumps({"id": identity}) + "\n")
+    return identity

@@ -37,8 +37,6 @@ CLEARED_VARIABLE = "CCLM_CLEARED"
 NEVER = 0.0
 """Time of a request that asks nothing."""
 BY_HAND = "asked through RUN/stop"
-OLD_USER_PREFIX = "rest: "
-"""How a person's request was told before requests had a kind."""
 
 
 class StopKind(str, Enum):
@@ -71,10 +69,8 @@ class StoppedRecord:
     """A run that was asked to stop, saved, and ended."""
 
     step: int
-    """Number of steps done, and saved."""
     reason: str
     time: float
-    """Seconds since 1970."""
     kind: StopKind = StopKind.SIGNAL
 
 
@@ -121,19 +117,13 @@ def read_stopped(folder: Path) -> StoppedRecord | None:
     values = read_json(folder / STOPPED_NAME, None)
     if values is None:
         return None
-    reason = str(values.get("reason", BY_HAND))
-    # Requests had no kind once.
-    kind = values.get("kind", StopKind.USER if reason.startswith(OLD_USER_PREFIX) else StopKind.SIGNAL)
-    reason = reason.removeprefix(OLD_USER_PREFIX)
-    return StoppedRecord(step=values.get("step", 0), reason=reason, time=values.get("time", 0.0), kind=StopKind(kind))
+    kind, reason = StopKind(values.get("kind", StopKind.SIGNAL)), str(values.get("reason", BY_HAND))
+    return StoppedRecord(step=values.get("step", 0), reason=reason, time=values.get("time", 0.0), kind=kind)
 
 
 def clear(folder: Path, *, before: float = math.inf) -> None:
-    """Remove what an earlier start left: the request, the note that it was obeyed, and what its ranks said last.
-
-    For whoever starts a run, once it knows that no other start is alive. `before`: leave what is newer (seconds since
-    1970).
-    """
+    """Remove what an earlier start left: the request, the note that it was obeyed, and what its ranks said last. For
+    whoever starts a run and knows that no other start is alive. `before`: leave what is newer (seconds since 1970)."""
     for path in (
         folder / STOP_NAME,
         folder / STOPPED_NAME,
@@ -148,20 +138,16 @@ def clear(folder: Path, *, before: float = math.inf) -> None:
 
 
 def clear_for_this_start(folder: Path) -> None:
-    """Do `clear` on the first rank, once it holds the run's lock, unless a launcher of ours has done it.
-
-    What was asked since this process began is meant for it, and stays.
-    """
+    """Do `clear` on the first rank, once it holds the run's lock, unless a launcher of ours has done it. What was asked
+    since this process began is meant for it, and stays."""
     cleared = os.environ.get(CLEARED_VARIABLE)
     if cleared is None or Path(cleared).resolve() != folder.resolve():
         clear(folder, before=BEGAN)
 
 
 def ask_nothing(folder: Path) -> None:
-    """Put a request there that asks nothing: who looks for a file finds a change of it at once, a new one late.
-
-    Its time is the beginning of all times, so that a `touch` shows.
-    """
+    """Put a request there that asks nothing: who looks for a file finds a change of it at once, a new one late. Its
+    time is the beginning of all times, so that a `touch` shows."""
     record = RequestRecord(kind=StopKind.NOTHING, reason="")
     replace_text(folder / STOP_NAME, json.dumps(asdict(record)) + "\n")
     os.utime(folder / STOP_NAME, (NEVER, NEVER))

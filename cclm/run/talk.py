@@ -102,11 +102,9 @@ class Stuck(Told):
 
 
 def judge_hang(found: Mapping[int, Stuck], world_size: int) -> tuple[int, str]:
-    """Return the rank that is to blame for a hang, and a sentence; every rank comes to the same.
-
-    One that does not answer; else one that does not wait for others; else, of those that wait, one of the fewest that
-    stand at the same place. Of several the one at the earliest step.
-    """
+    """Return the rank that is to blame for a hang, and a sentence; every rank comes to the same. One that does not
+    answer; else one that does not wait for others; else one of the fewest that stand at the same place; of several the
+    one at the earliest step."""
     silent = [rank for rank in range(world_size) if rank not in found]
     if silent:
         blamed, said = silent[0], f"rank {silent[0]} does not say where it stands"
@@ -209,7 +207,6 @@ class Talk:
             self._all_left.set()
 
     def _judge(self) -> None:
-        """Look for a rank that has given no sign of life for too long."""
         now = self._clock()
         gap_s, self._judged = min(now - self._judged, MOST_GAP_S * self._period_s), now
         signs = self._board.get([f"at {rank}" for rank in range(self.world_size)])

@@ -16,9 +16,12 @@ do not run any more cannot end itself.
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
+import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +32,6 @@ from pathlib import Path
 from cclm.errors import Cause, CclmError
 from cclm.run.causes import CONSEQUENCES, EXIT_CODES, GOOD_ENDS
 from cclm.run.ending import GOES_ON, explain
-from cclm.run.stacks import STACKS_FOLDER, where_it_stands, write_stacks
 from cclm.run.status import STATUS_FOLDER, note_end, read_status
 from cclm.run.talk import LOOK_S, MOST_GAP_S, Ending, Stuck, Talk, judge_hang
 
@@ -40,6 +42,16 @@ LOST_S = 10.0
 REPORT_S = 10.0
 """So long the ranks wait for each other's word about a hang."""
 START = "start"
+STACKS_FOLDER = "stacks"
+"""In the run folder: what ranks that were ended as hung left behind."""
+COLLECTIVE = re.compile(r"torch/distributed|cclm/distributed/|deepspeed/(comm|utils/nvtx|runtime/zero/)")
+NUM_INNERMOST = 3
+"""A rank waits for others if one of so many innermost frames is a collective, or ZeRO's own wait for one."""
+FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
+BEGIN = "(most recent call first)"
+BACKWARD = "torch/autograd/graph.py"
+"""The main thread waits in here for the threads that compute a backward pass on a GPU."""
+WATCH = "cclm/run/watch.py"
 
 
 @dataclass(kw_only=True)
@@ -109,11 +121,8 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
-        """Watch for the length of the `with` block; an error that leaves it is told to the others.
-
-        Raises:
-            CclmError: cause ENDED, where the block ends with a lost connection because another rank told of its end.
-        """
+        """Watch for the length of the `with` block; an error that leaves it is told to the others. Raise CclmError
+        (cause ENDED) where it ends with a lost connection because another rank told of its end."""
         self._thread.start()
         if self._talk is not None:
             self._talk.start()
@@ -265,3 +274,32 @@ def _ended_by(first: Ending) -> CclmError:
         expected="every rank to go on", got=str(first), do=f"Mend that; {GOES_ON}", cause=Cause.ENDED,
         where="another rank has ended",
     )  # fmt: skip
+
+
+def where_it_stands(said: str) -> tuple[Cause, str]:
+    """Return what a traceback of all threads says: of the main one, which stands last."""
+    threads = [FRAME.findall(text) for text in said.split(BEGIN)[1:]]
+    if not threads or not threads[-1]:
+        return Cause.HUNG, "it does not even print a traceback"
+    place, line, function = threads[-1][0]
+    judged = [frames for frames in threads if not any(frame[0].endswith(WATCH) for frame in frames)]
+    judged = judged if place.endswith(BACKWARD) else threads[-1:]
+    is_waiting = any(COLLECTIVE.search(frame[0]) for frames in judged for frame in frames[:NUM_INNERMOST])
+    how = "waits for other ranks" if is_waiting else "stands"
+    return Cause.WAITING if is_waiting else Cause.HUNG, f"{how} in {function} ({place}:{line})"
+
+
+def write_stacks(path: Path, heading: str) -> str:
+    """Append every thread's traceback to a file, below a line; return it, also if the file cannot be written."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        text = file.read().decode(errors="replace")
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"=== {when} {heading}\n{text}\n")
+    except OSError as error:
+        return f"{text}\n{path}: {error}\n"
+    return text

@@ -13,15 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cclm.files.lines import StepLines
-from cclm.run.progress import LOG_NAME
+from cclm.run.progress import LOG_NAME, log_lines
 from cclm.track.trackers import Tracker
 
 
 class MetricsLog:
-    """Appends numbers to `folder/log.jsonl`, and passes them on to `trackers`; a disabled log touches nothing.
-
-    Enable it on rank 0 only. `resume_step`: the first step that this process will do (0 for a new run).
-    """
+    """Appends numbers to `folder/log.jsonl`, and passes them on to `trackers`; a disabled log (ranks other than 0)
+    touches nothing. `resume_step`: the first step that this process will do."""
 
     def __init__(
         self,
@@ -96,10 +94,8 @@ class Throughput:
         return self._clock() - self._opened_at
 
     def summary(self) -> dict[str, float]:
-        """Return the window's numbers by metric name and open a new window; empty if no step was done.
-
-        "speed/step_s": seconds per step; "speed/samples_per_s": all views together; "speed/VIEW_samples_per_s": each.
-        """
+        """Return the window's numbers ("speed/step_s", "speed/samples_per_s" of all views, "speed/VIEW_samples_per_s")
+        and open a new window; empty if no step was done."""
         elapsed_s = self.elapsed_s
         if self._steps == 0 or elapsed_s <= 0:
             return {}
@@ -117,5 +113,5 @@ def read_metrics(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """Return each step with its numbers by name (NaN where one was not finite), oldest first; empty without a log."""
     return [
         (line["step"], {name: math.nan if value is None else float(value) for name, value in line["values"].items()})
-        for line in StepLines(folder / LOG_NAME).read()
+        for line in log_lines(folder)
     ]

@@ -15,11 +15,8 @@ QUIET_S = 20.0
 
 
 class Progress:
-    """Follows a loop over the steps `start` … `total` - 1; use it as a context manager.
-
-    On a terminal it draws a bar. Elsewhere it writes a line at the first step, every `every_s` seconds and at the end.
-    A disabled one (ranks other than 0) says nothing.
-    """
+    """Follows a loop over the steps `start` … `total` - 1, as a context manager: a bar on a terminal, elsewhere a line
+    at the first step, every `every_s` seconds and at the end. A disabled one (ranks other than 0) says nothing."""
 
     def __init__(
         self,

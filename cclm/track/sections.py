@@ -80,7 +80,6 @@ class SectionClock:
         return event
 
     def _add_up(self, *, wait: bool) -> None:
-        """Count the sections that have ended."""
         if wait and self._stream is not None:
             self._open[-1][1].synchronize()
         while len(self._open) > 1 and (self._stream is None or self._open[1][1].query()):

@@ -23,9 +23,8 @@ from typing import Any, Protocol
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.lines import StepLines
-from cclm.run.identity import run_identity
-from cclm.run.progress import LOG_NAME
+from cclm.run.progress import log_lines
+from cclm.run.status import run_identity
 
 CSV_NAME = "log.csv"
 TENSORBOARD_NAME = "tensorboard"
@@ -76,12 +75,12 @@ class Csv:
     """`folder/log.csv`: the log as a table, a column for each name; written anew when there is a new name."""
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._log = folder / CSV_NAME, folder / LOG_NAME
+        self._path, self._folder = folder / CSV_NAME, folder
         self._columns: list[str] = []
 
     def rewind(self, step: int) -> None:
         """Write what the log has; it is cut off already."""
-        lines = list(StepLines(self._log).read())
+        lines = list(log_lines(self._folder))
         self._columns = ["step", "time", *sorted({name for line in lines for name in line["values"]})]
         rows = ({"step": line["step"], "time": line["time"], **line["values"]} for line in lines)
         replace_text(self._path, self._text(*({name: name for name in self._columns}, *rows)))
@@ -104,12 +103,16 @@ class Csv:
         return text.getvalue()
 
 
-class Wandb:
-    """Weights & Biases; `WANDB_MODE=offline` keeps the run in the folder, for `wandb sync`."""
+class _Service:
+    """Of a run's folder; the run that is open there."""
 
     def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._folder, self._project, self._identity, self._config = folder, project, identity, config
+        self._folder, self._project, self._identity, self._config = folder, project, identity, dict(config)
         self._run: Any = None
+
+
+class Wandb(_Service):
+    """Weights & Biases; `WANDB_MODE=offline` keeps the run in the folder, for `wandb sync`."""
 
     def rewind(self, step: int) -> None:
         """Open the run, new or as it is; steps are numbers of their own, so that they may go back."""
@@ -118,7 +121,7 @@ class Wandb:
         if self._run is None:
             self._run = wandb.init(
                 project=self._project, id=self._identity, name=self._folder.name, dir=self._folder, resume="allow",
-                config=dict(self._config), settings=wandb.Settings(console="off", silent=True),
+                config=self._config, settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
             self._run.define_metric("*", step_metric="step")
 
@@ -135,13 +138,10 @@ class Wandb:
             wandb.teardown()
 
 
-class Mlflow:
+class Mlflow(_Service):
     """MLflow, at `MLFLOW_TRACKING_URI`."""
 
-    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._folder, self._project, self._identity, self._config = folder, project, identity, config
-        self._client: Any = None
-        self._run = ""
+    _client: Any = None
 
     def rewind(self, step: int) -> None:
         """Find the run by its tag, or make it."""
@@ -158,7 +158,7 @@ class Mlflow:
         )  # fmt: skip
         self._run = run.info.run_id
         if not runs:
-            self._client.log_dict(self._run, dict(self._config), "config.yaml")
+            self._client.log_dict(self._run, self._config, "config.yaml")
 
     def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Log the line in one call."""
@@ -174,12 +174,8 @@ class Mlflow:
             self._client.set_terminated(self._run)
 
 
-class Trackio:
+class Trackio(_Service):
     """trackio: a local database (`TRACKIO_DIR`), or a Space."""
-
-    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        self._project, self._name, self._config = project, f"{folder.name}-{identity}", config
-        self._run: Any = None
 
     def rewind(self, step: int) -> None:
         """Open the run, new or as it is."""
@@ -187,8 +183,9 @@ class Trackio:
 
         if self._run is None:
             self._run = trackio.init(
-                project=self._project, name=self._name, resume="allow", config=dict(self._config), embed=False
-            )
+                project=self._project, name=f"{self._folder.name}-{self._identity}", resume="allow",
+                config=self._config, embed=False,
+            )  # fmt: skip
 
     def write(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Log the line."""

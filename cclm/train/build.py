@@ -24,9 +24,8 @@ from cclm.data.ledger import LedgerFile
 from cclm.data.loader import StepDataset, make_loader, on_device
 from cclm.data.tokens import TextTokenizer, load_tokenizer
 from cclm.distributed.agreement import check_same_values, made_by_first
-from cclm.distributed.board import write_recorded_collectives
 from cclm.distributed.collectives import Collectives, collectives
-from cclm.distributed.topology import Topology, process_group
+from cclm.distributed.topology import Topology, process_group, write_recorded_collectives
 from cclm.engine.deepspeed.construction import sharded_construction
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.engine.protocol import Engine
@@ -36,9 +35,9 @@ from cclm.hub.open import longest_text, transform_of
 from cclm.hub.reference_outputs import make_recorder
 from cclm.ops.choice import Choice, ModelKernels, choose_model_kernels
 from cclm.ops.heap import treat_freed_memory
-from cclm.run.cores import THREADS, own_cores, share_cores
+from cclm.run.checkpoints import ROLLBACKS_FILE, Rollback, read_rollbacks
 from cclm.run.ending import MemoryGuard
-from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback, read_rollbacks
+from cclm.run.machine import THREADS, own_cores, share_cores
 from cclm.run.signals import StopRequest
 from cclm.run.status import DoneMarker, RankStatus
 from cclm.run.stop import clear_for_this_start, note_left

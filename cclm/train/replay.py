@@ -27,10 +27,9 @@ from cclm.files.command_line import Parser, say
 from cclm.files.lines import StepLines
 from cclm.recipe.read import read_run_config
 from cclm.run.causes import EXIT_CODES, Cause
-from cclm.run.checkpoints import complete_checkpoints, read_marker
+from cclm.run.checkpoints import Rollback, complete_checkpoints, read_marker, read_rollbacks
 from cclm.run.launcher import adopt_place
 from cclm.run.progress import LOG_NAME
-from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.train.build import Parts, build_parts, deterministic, joined
 from cclm.train.folder import CHANGES_FILE
 from cclm.train.health import BAD_STEPS_FILE, Health, finite

@@ -24,8 +24,7 @@ from cclm.checkpoint.collective import newest_sound
 from cclm.distributed.agreement import made_by_first, on_every_rank
 from cclm.errors import Cause, CclmError
 from cclm.files.lines import StepLines
-from cclm.run.checkpoints import complete_checkpoints, read_marker, remove_newer
-from cclm.run.rollbacks import ROLLBACKS_FILE, Rollback
+from cclm.run.checkpoints import ROLLBACKS_FILE, Rollback, complete_checkpoints, read_marker, remove_newer
 from cclm.train.health import Health
 
 if TYPE_CHECKING:

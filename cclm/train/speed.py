@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from cclm.config import RunConfig
-from cclm.costs.peaks import peak_tflops
-from cclm.costs.step import StepCosts
+from cclm.costs.step import StepCosts, peak_tflops
 from cclm.data.batch import Batch
 from cclm.data.config import Views
 from cclm.engine.protocol import Engine

@@ -13,7 +13,7 @@ from cclm.files.command_line import Commands, is_lost
 from cclm.files.describe import add_fields, read_fields
 from cclm.files.lines import Tail
 from cclm.files.text import table
-from launch.commands.parsers import RUN, add_command, say
+from launch.commands import RUN, add_command, say
 from launch.commands.submit import SIZE
 from launch.plan.request import SlurmRequest
 from launch.watch.runs import find_run, find_runs, find_runs_of
@@ -107,9 +107,8 @@ def show_logs(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def diagnose(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Print a report on this machine and Slurm; 1 if something fails."""
-    from launch.local.diagnose import diagnose_machine
     from launch.plan.request import read_profile
-    from launch.slurm.diagnose import diagnose_slurm
+    from launch.watch.doctor import diagnose_machine, diagnose_slurm
 
     profile = read_profile(options.profile)
     found = [*diagnose_machine(options.folder), *diagnose_slurm(options.folder, profile, options.save_s)]
@@ -119,7 +118,6 @@ def diagnose(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 
 def _say_of(runs: list[Path]) -> Callable[[Path, str], None]:
-    """Return how to speak of a run: by its name, if there are several."""
     return lambda run, line: say(f"{run.name}: {line}" if len(runs) > 1 else line)
 
 

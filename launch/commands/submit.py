@@ -11,7 +11,7 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.describe import add_fields, read_fields
 from cclm.files.shipped import CHECKOUT
-from launch.commands.parsers import add_command, say
+from launch.commands import add_command, say
 from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
     RECIPE_NAME,
@@ -27,7 +27,6 @@ from launch.plan.recipe import (
 )
 from launch.plan.request import LAUNCHERS, PREFLIGHTS, SBATCH_OPTIONS, SlurmRequest, read_profile
 from launch.plan.slurm_job import SlurmPlan, plan_job
-from launch.slurm.script import render
 
 SIZE = ("gpus_per_node", "tasks_per_node", "cpus_per_task", "time", *SBATCH_OPTIONS)
 JOB = (*SIZE, "array", "concurrent", "after", "name")
@@ -76,11 +75,11 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Plan the job; print the script, or submit."""
     plan, recipe = plan_from(options, command)
+    from launch.slurm.submit import render, submit
+
     if options.dry_run:
         sys.stdout.write(render(plan))
         return 0
-    from launch.slurm.submit import submit
-
     job = submit(plan, say=say, recipe=recipe, new_code=options.new_code)
     say(f"log: {plan.log}")
     sys.stdout.write(f"{job}\n")
@@ -157,7 +156,7 @@ def submit_shards(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             got=f"--tasks {options.tasks} --write-tasks {options.write_tasks}", do="Give the number of tasks.",
         )  # fmt: skip
     from launch.slurm.restart import why_not_done
-    from launch.slurm.submit import submit
+    from launch.slurm.submit import render, submit
 
     check_copies("shards")
     origin = find_recipe(options.recipe or "", recipes_of("shards"))

@@ -9,14 +9,12 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.stop import STOPPED_CODE
-from launch.commands import run, submit
-from launch.commands.parsers import add_command, say
-from launch.local.ranks import STOP_SIGNALS
+from launch.commands import add_command, run, say, submit
+from launch.local.run import STOP_SIGNALS
 from launch.plan import sweep
 from launch.plan.recipe import Recipe, as_options, check_recipe, program_of, read_recipe, write_recipe
 from launch.plan.slurm_job import SweepPlan
 from launch.plan.sweep import Sweep, point_folder
-from launch.slurm.script import render, render_sweep
 
 ENDED_BY_REQUEST = frozenset({STOPPED_CODE, *(128 + number for number in STOP_SIGNALS)})
 """Codes of a run that was asked to stop: saved, or ended by HUP, INT or TERM."""
@@ -70,12 +68,12 @@ def execute(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         for number, recipe in enumerate(recipes)
     )
     plan = SweepPlan(folder=folder, name=name, points=tuple(points), concurrent=options.concurrent)
+    from launch.slurm.submit import render, render_sweep, submit_sweep
+
     if options.dry_run:
         parts = (asked.to_text(), render_sweep(plan), f"# {plan.points[0].script}", render(plan.points[0]))
         sys.stdout.write("\n\n".join(part.rstrip("\n") for part in parts) + "\n")
         return 0
-    from launch.slurm.submit import submit_sweep
-
     job = submit_sweep(plan, asked, recipes, say=say, new_code=options.new_code)
     say(f"logs: {folder}/{sweep.POINTS}/N/logs; results: python -m launch sweep-results {folder}")
     sys.stdout.write(f"{job}\n")

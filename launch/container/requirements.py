@@ -15,11 +15,7 @@ from pathlib import Path
 
 
 def requirements(pyproject: Path, extras: Sequence[str]) -> Iterator[str]:
-    """Yield the requirements of the project, then those of the extras.
-
-    Raises:
-        KeyError: no such extra.
-    """
+    """Yield the requirements of the project, then those of the extras (KeyError: no such extra)."""
     tomllib = import_module("tomllib")  # of Python 3.11, which the images have; others never call this
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     yield from project["dependencies"]

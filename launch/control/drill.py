@@ -161,7 +161,6 @@ class Drill:
         return (f"step {step}", True) if step is not None and step > attempt.first_step else if_over(run)
 
     def _next(self, run: RunNow) -> Attempt | None:
-        """The first attempt after the one that the drill is about."""
         return next((attempt for attempt in run.attempts if attempt.number > self.number), None)
 
 

@@ -104,7 +104,6 @@ def _stop_jobs(runs: Sequence[RunNow], jobs: dict[Path, list[JobNow]], say: Say)
 
 
 def _scancel(*words: str) -> None:
-    """Raises CclmError if Slurm refuses."""
     if all(word.startswith("--") for word in words):
         return  # no job is meant
     expected = f"an end of job {', '.join(words)}"

@@ -81,13 +81,10 @@ def make_plan(
     bind: bool = True,
     network: str = AUTO,
 ) -> JobPlan:
-    """Plan a job; raise ConfigError for an empty command and for counts below one.
-
-    A first word "python" of the `command` means the interpreter that plans. What the caller's environment (`inherited`)
-    sets wins over our defaults. Without `threads_per_rank` a rank gets its share of the usable cores; without `port`
-    the ranks meet at a free one. `bind`: give each rank its own cores, if there are enough. `network`: one of
-    `launch.plan.network.NETWORKS`; "auto" is the loopback interface, all ranks being here.
-    """
+    """Plan a job; raise ConfigError for an empty command and for counts below one. A first word "python" of the
+    `command` means the interpreter that plans; what the caller's environment (`inherited`) sets wins over our defaults.
+    Without `threads_per_rank` a rank gets its share of the usable cores. `bind`: give each rank its own cores, if there
+    are enough. `network`: one of `NETWORKS`; "auto" is the loopback interface, all ranks being here."""
     _check(command, num_ranks, threads_per_rank)
     threads = threads_per_rank or max(machine.num_usable_cores // num_ranks, 1)
     fabric = look(kind=network) if network in PROFILES else None

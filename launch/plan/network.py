@@ -77,7 +77,6 @@ class Fabric:
     """What a machine has to reach others."""
 
     kind: str
-    """Key of `PROFILES`."""
     interface: str | None
     """Where IP goes; None: not known."""
     devices: tuple[str, ...] = ()
@@ -94,14 +93,6 @@ class Fabric:
         return f"{self.kind} ({', '.join(self.devices) or self.interface or 'no interface'}{speed})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Port:
-    device: str
-    kind: str
-    gbits: float | None
-    gid: int | None
-
-
 def look(root: Path = Path("/"), towards: str | None = None, kind: str = AUTO) -> Fabric:
     """Look at this machine. `towards`: where rank 0 is; `kind`: of this fabric alone, whatever else there is."""
     interface = (interface_towards(towards) if towards else None) or default_interface(root)
@@ -114,7 +105,7 @@ def look(root: Path = Path("/"), towards: str | None = None, kind: str = AUTO) -
     speed = own[0].gbits if own else _number(root / "sys/class/net" / (interface or "") / "speed", 1000)
     gids = {port.gid for port in own}
     gid = gids.pop() if len(gids) == 1 else None
-    devices = tuple(port.device for port in own)
+    devices = tuple(device for port in own for device in port.devices)
     return Fabric(kind=kind, interface=interface, devices=devices, gid=gid, gbits=speed, site=_site_variables(root))
 
 
@@ -179,8 +170,8 @@ def default_interface(root: Path = Path("/")) -> str | None:
     return next((route[0] for route in routes if route[1:2] == ["00000000"]), None)
 
 
-def _ports(folder: Path) -> Iterator[_Port]:
-    """Ports of RDMA devices that have a link, by kind."""
+def _ports(folder: Path) -> Iterator[Fabric]:
+    """Each port of an RDMA device that has a link, as a fabric."""
     kinds = {"InfiniBand": "infiniband", "Ethernet": "roce"}
     for port in sorted(folder.glob("*/ports/*")):
         device = port.parents[1]
@@ -188,7 +179,8 @@ def _ports(folder: Path) -> Iterator[_Port]:
         is_efa = driver.exists() and Path(os.path.realpath(driver)).name == "efa"
         kind = "efa" if is_efa else kinds.get(_text(port / "link_layer"))
         if kind is not None and _text(port / "state").endswith("ACTIVE"):
-            yield _Port(device=device.name, kind=kind, gbits=_number(port / "rate", 1), gid=_gid_of(port))
+            devices, gbits = (device.name,), _number(port / "rate", 1)
+            yield Fabric(kind=kind, interface=None, devices=devices, gbits=gbits, gid=_gid_of(port))
 
 
 def _gid_of(port: Path) -> int | None:

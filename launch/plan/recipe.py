@@ -26,15 +26,13 @@ Recipe: TypeAlias = "tuple[dict[str, Any], Path]"
 
 
 def check_recipe(recipe: Path, overrides: Sequence[str], world_size: int, *, files_exist: bool = True) -> None:
-    """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work.
-
-    The one place that plan, submit, sweep and run call, before anything is written or queued. What deserves a line is
-    said on stderr. Shard sets and models that lie elsewhere, or that another job makes first (`files_exist` false), are
-    looked at when the run starts.
-    """
+    """Raise ConfigError if a training run of this recipe, its overrides and so many ranks cannot work; what deserves a
+    line is said on stderr. Shard sets and models that lie elsewhere, or that another job makes first (`files_exist`
+    false), are looked at when the run starts."""
     from cclm.recipe.check import check_recipe as check  # here: everything else of `launch` needs the standard library
 
-    words = _in_keys(recipe, overrides)
+    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
+    words = spelled_out(overrides, content) if isinstance(content, dict) else overrides
     checked = check(["--recipe", str(recipe), *words], world_size=world_size, files_exist=files_exist)
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
@@ -71,12 +69,6 @@ def merge_recipe(recipe: Path, overrides: Sequence[str]) -> dict[str, Any]:
     for key, text in _pairs(spelled_out(overrides, content)):
         put_value(content, key, plain_value(text, f"--{key}"))
     return content
-
-
-def _in_keys(recipe: Path, overrides: Sequence[str]) -> list[str]:
-    """Return overrides without the short words of fine-tuning."""
-    content = read_yaml(recipe, expected="a YAML mapping", do="Repair it.")
-    return spelled_out(overrides, content) if isinstance(content, dict) else list(overrides)
 
 
 def program_of(content: Mapping[str, Any]) -> str:
@@ -160,15 +152,7 @@ def as_options(overrides: Mapping[str, Any]) -> list[str]:
 
 def folders_read(recipe: dict[str, Any], base: Path) -> tuple[str, ...]:
     """Return the folders that a training recipe reads and that exist: what every node must be able to read."""
-    return tuple(_folders_in([recipe.get("data"), recipe.get("views"), recipe.get("start")], base))
-
-
-def _folders_in(value: Any, base: Path) -> list[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return sorted({found for item in value for found in _folders_in(item, base)})
-    if not isinstance(value, str) or not value:
-        return []
-    folder = base / Path(os.path.expandvars(value)).expanduser()
-    return [str(folder.absolute())] if folder.is_dir() else []
+    values = dotted({name: recipe.get(name) for name in ("data", "views", "start")}).values()
+    texts = (text for value in values for text in (value if isinstance(value, list) else [value]))
+    paths = (base / Path(os.path.expandvars(text)).expanduser() for text in texts if text and isinstance(text, str))
+    return tuple(sorted({str(path.absolute()) for path in paths if path.is_dir()}))

@@ -27,6 +27,7 @@ LAUNCHERS = ("srun", "torchrun")
 PREFLIGHTS = ("full", "quick", "none")
 SBATCH_OPTIONS = ("partition", "account", "qos", "constraint", "exclude")
 """Fields that are passed on to sbatch as they are."""
+DEFAULT_TIME = "24:00:00"
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 SINGLE_OPTION = re.compile(r"[a-z][a-z0-9-]*")
 OURS = {name: name for name in (*SBATCH_OPTIONS, "nodes", "gpus-per-node", "cpus-per-task", "time", "array")}
@@ -76,7 +77,8 @@ class Profile(SiteOptions):
     scratch: LocalPath | None = None
     """Folder on each node's own disk; preflight writes and measures there."""
     sbatch: Mapping[str, TextOrNothing] = field(default_factory=dict)
-    """Further options of sbatch, without the leading dashes; an empty value gives a bare option."""
+    """Further options of sbatch, without the leading dashes; an empty value gives a bare option. What the command line
+    asks for wins over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,8 @@ class SlurmRequest(SiteOptions):
     """Ranks on a node; default: one per GPU, or one."""
     cpus_per_task: int | None = None
     """Cores of a rank; default: the profile's."""
-    time: str = "24:00:00"
-    """Limit, [days-]hours:minutes:seconds."""
+    time: str | None = None
+    """Limit, [days-]hours:minutes:seconds; default: that of the profile's sbatch, or 24:00:00."""
     exclude: str | None = None
     """Nodes to leave out, as for sbatch."""
     sbatch: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +161,11 @@ def read_profile(name: str | None, environment: Mapping[str, str] = os.environ) 
     path = find_shipped(name, PROFILES, ".yaml", where="--profile", do=do)
     do = "See launch/plan/request.py for every key with its meaning."
     return read_typed(Profile, path, expected="a profile", do=do)
+
+
+def time_of(request: SlurmRequest, profile: Profile) -> str:
+    """Return the time limit of a job."""
+    return request.time or profile.sbatch.get("time") or DEFAULT_TIME
 
 
 def seconds_of(time: str) -> int | None:
@@ -216,9 +223,9 @@ def _problems(request: SlurmRequest, profile: Profile) -> Iterator[str]:
         yield f"--array {request.array} on {request.nodes} node(s) × {tasks} task(s): each of its tasks is a job alone"
     if request.gpus_per_node > 0 and tasks > request.gpus_per_node:
         yield f"{tasks} tasks per node for {request.gpus_per_node} GPU(s): one task needs one GPU"
-    limit_s = seconds_of(request.time)
-    if limit_s is not None and limit_s <= request.save_s:
-        yield f"--time {request.time} is not longer than the {request.save_s} s for saving before it (--save-s)"
+    time = time_of(request, profile)
+    if (limit_s := seconds_of(time)) is not None and limit_s <= request.save_s:
+        yield f"--time {time} is not longer than the {request.save_s} s for saving before it (--save-s)"
     if request.container and profile.container == "none":
         yield "--container without a profile that says how to run it (container: pyxis or apptainer)"
     cleaning = CLEANING.intersection(profile.container_flags) if profile.container == "apptainer" else set()

@@ -1,6 +1,6 @@
 """A Slurm job as a value: made by a pure function from a request and a profile, printed, compared, or rendered.
 
-    SlurmRequest + Profile ── plan_job ──> SlurmPlan ──> text, JSON ── or ── launch/slurm/script.py ──> RUN/slurm/job.sh
+    SlurmRequest + Profile ── plan_job ──> SlurmPlan ──> text, JSON ── or ── launch/slurm/submit.py ──> RUN/slurm/job.sh
 
 Names of nodes and the port are not known before the job runs; the plan says how they come about.
 """
@@ -18,7 +18,7 @@ from cclm.files.node import node_of
 from cclm.files.reading import raise_problems, read_json
 from cclm.files.typed import Converter
 from launch.plan.network import network_lines
-from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request
+from launch.plan.request import SBATCH_OPTIONS, Profile, SlurmRequest, check_request, time_of
 from launch.plan.sweep import POINTS
 
 SLURM_FOLDER = "slurm"
@@ -37,7 +37,6 @@ class SlurmPlan:
     request: SlurmRequest
     """What the plan was made from, so that it can be made again with changes (`launch/slurm/submit.py`)."""
     profile: Profile
-    """The same."""
     log: Path
     """Output of the batch script; each rank has its own log beside it."""
     code_folder: Path
@@ -54,7 +53,6 @@ class SlurmPlan:
     task_prefix: tuple[str, ...]
     """What srun runs before the interpreter: a container's `exec`."""
     python: str
-    """Interpreter of the ranks."""
     preflight: str
     version: int = 1
 
@@ -175,14 +173,14 @@ def _directives(plan: SlurmPlan) -> dict[str, str]:
         "ntasks-per-node": str(plan.tasks_per_node),
         "gpus-per-node": str(request.gpus_per_node) if request.gpus_per_node else None,
         "cpus-per-task": str(plan.cpus_per_task),
-        "time": request.time,
+        "time": time_of(request, plan.profile),
         "array": array_tasks(range(request.array), request.array, request.concurrent) if request.array else None,
         "signal": f"B:USR1@{request.save_s}" if not request.array else None,
         "output": str(plan.log),
         "open-mode": "append",
     }
-    ours = {name: value for name, value in chosen.items() if value is not None}
-    return {**ours, "requeue": "", **plan.profile.sbatch, **request.sbatch}
+    ours = {**{name: value for name, value in chosen.items() if value is not None}, "requeue": ""}
+    return {**ours, **plan.profile.sbatch, **ours, **request.sbatch}
 
 
 def _srun(plan: SlurmPlan) -> tuple[str, ...]:
@@ -208,7 +206,6 @@ def _srun(plan: SlurmPlan) -> tuple[str, ...]:
 
 
 def _mounts(plan: SlurmPlan) -> list[str]:
-    """What a container must see."""
     shared = () if plan.request.code_folder is None else (plan.code_folder,)
     folders = (plan.run_folder, *shared, plan.request.checkout, *plan.profile.container_mounts)
     return list(dict.fromkeys(map(str, folders)))

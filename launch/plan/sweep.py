@@ -32,7 +32,6 @@ class Sweep:
     """What was asked for."""
 
     recipe: str
-    """Where the recipe came from."""
     base: Mapping[str, Any]
     """The recipe with the overrides that all points share."""
     points: tuple[Mapping[str, Any], ...]
@@ -75,6 +74,9 @@ def make_points(vary: Sequence[str], listed: Path | None) -> tuple[Mapping[str, 
     points = tuple({**point, **overrides} for point in first for overrides in grid)
     if any(OURS in point for point in points):
         raise ConfigError(where="sweep", expected=f"points without {OURS}", got=OURS, do="Each point has its own.")
+    if same := next((said(point) for number, point in enumerate(points) if point in points[:number]), ""):
+        do = "Leave one out; for more runs of the same vary seed."
+        raise ConfigError(where="sweep", expected="points that differ", got=f"{same} twice", do=do)
     return points
 
 

@@ -45,7 +45,6 @@ class Event:
     cause: str = ""
     """Of an end: why, as `cclm.run.causes` has it."""
     reason: str = ""
-    """A sentence, for people."""
     by_user: bool = False
     """Of a submission: a person decided to try (again), so earlier failures do not count."""
     time: float = field(default_factory=lambda: round(time.time(), 3))
@@ -90,10 +89,8 @@ def jobs_of(history: list[Event]) -> list[str]:
 
 
 def is_stopped_by_user(history: list[Event], job: str) -> bool:
-    """Return whether a person wanted no further attempt of this job, or of the one that it follows.
-
-    It holds until a person submits again, also by hand: then the job is one that the history has not seen before.
-    """
+    """Return whether a person wanted no further attempt of this job, or of the one that it follows. It holds until a
+    person submits again, also by hand: then the job is one that the history has not seen before."""
     requests = [index for index, event in enumerate(history) if event.event == "stop"]
     if not requests or any(event.by_user for event in history[requests[-1] :]):
         return False

@@ -165,7 +165,6 @@ def networks(found: Mapping[str, Any]) -> list[str]:
 
 
 def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:
-    """What the measurement in this file says against nodes."""
     measured = read_json(path, None)
     if measured is None:
         return {NOBODY: ["the ranks could not reach each other: see logs/bandwidth_*.log"]}

@@ -28,19 +28,15 @@ class RestartDecision:
     exit_status: str
     """"done", "stopped" or "failed"."""
     goes_on: bool
-    """Whether there is another attempt."""
     step: int
     cause: Cause
     reason: str
-    """A sentence, for people."""
 
 
 def decide_restart(run_folder: Path, max_tries: int, job: str, *, is_ended_from_outside: bool) -> RestartDecision:
     """Decide what comes after the attempt of this job, of a run that trains, that has just ended.
-
     `is_ended_from_outside`: the job got TERM. It must not requeue itself then: a cancelled job would come back, and one
-    that is preempted comes back by Slurm's own doing.
-    """
+    that is preempted comes back by Slurm's own doing."""
     done, stopped, step = DoneMarker(run_folder).read(), read_stopped(run_folder), newest_step(run_folder)
     history = read_history(run_folder)
     attempts = attempts_since_submission(history)

@@ -18,6 +18,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
+from cclm.files.shipped import open_template
 from cclm.run.status import DoneMarker
 from launch.plan.recipe import Recipe, write_recipe
 from launch.plan.request import changed_request
@@ -29,6 +30,7 @@ from launch.plan.slurm_job import (
     SweepPlan,
     array_tasks,
     find_plan,
+    option,
     plan_job,
     read_plan,
 )
@@ -38,10 +40,53 @@ from launch.slurm.history import Event, add_event
 from launch.slurm.jobs import jobs_alive, live_jobs, points_alive, submit_script, told_by_slurm, would_take
 from launch.slurm.node_health import EXCLUDED, excluded_nodes, left_out
 from launch.slurm.restart import tasks_left, why_not_done
-from launch.slurm.script import render, render_sweep
 
+JOB_TEMPLATE, ARRAY_TEMPLATE, SWEEP_TEMPLATE = "job.sh.j2", "array.sh.j2", "sweep.sh.j2"
+BANDWIDTH = ("-m", "cclm.distributed.bandwidth")
+"""The program that measures the network, one process per rank."""
 Say = Callable[[str], None]
 """Receives one line of progress at a time."""
+
+
+def render(plan: SlurmPlan) -> str:
+    """Return the text of the batch script."""
+    own = [word for word in plan.srun_options if word.startswith("--container") or word.startswith("--no-container")]
+    counted = [word for word in plan.srun_options if word not in own]
+    return _fill(
+        ARRAY_TEMPLATE if plan.request.array else JOB_TEMPLATE,
+        plan=plan,
+        script=plan.script,
+        # --wait: seconds from the first rank's end to the others'; the exit code is told per rank in RUN/status.
+        step_options=" \\\n    ".join(["--kill-on-bad-exit=1 --wait=60", *map(shlex.quote, own)]),
+        srun_options=shlex.join(counted),
+        wrapped=shlex.join([*plan.task_prefix, plan.python]),
+        command=_on_lines(plan.command),
+        bandwidth=shlex.join([plan.python, *BANDWIDTH]),
+    )
+
+
+def render_sweep(plan: SweepPlan) -> str:
+    """Return the text of a sweep's batch script: each task runs the script of its point."""
+    return _fill(SWEEP_TEMPLATE, plan=plan)
+
+
+def _fill(name: str, **values: Any) -> str:
+    """A shell script: every value goes through shlex.quote."""
+    template = open_template(Path(__file__).with_name(name), html=False)
+    return str(template.render(quote=lambda value: shlex.quote(str(value)), option=option, **values))
+
+
+def _on_lines(command: tuple[str, ...]) -> str:
+    """A command in shell words; a long one with one option a line."""
+    text = shlex.join(command)
+    if len(text) <= 100:
+        return text
+    lines: list[list[str]] = [[]]
+    for word in command:
+        if word.startswith("-") and lines[-1]:
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code: bool = False) -> str:
@@ -57,12 +102,9 @@ def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code:
 
 
 def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: bool = False) -> tuple[str, Path]:
-    """Submit a run again from its own folder; return the job's id and the path of its log.
-
-    `changes`: fields of its `SlurmRequest`; without any, the script is submitted as it lies there, whoever may have
-    edited it. `new_code`: copy the checkout's code anew. Raise as `submit` does, and ConfigError if the run was never
-    submitted.
-    """
+    """Submit a run again from its own folder; return the job's id and the path of its log. `changes`: fields of its
+    `SlurmRequest`; without any, the script is submitted as it lies there, whoever may have edited it. Raise as `submit`
+    does, and ConfigError if the run was never submitted."""
     plan = read_plan(run_folder)
     if new_code and plan.request.code_folder is not None:
         raise ConfigError(
@@ -93,7 +135,6 @@ def _note_submission(plan: SlurmPlan, job: str) -> None:
 
 
 def _write_job(plan: SlurmPlan, recipe: Recipe | None) -> None:
-    """Write recipe, plan and script into the run folder."""
     for name in ("logs", SLURM_FOLDER, "status"):
         (plan.run_folder / name).mkdir(parents=True, exist_ok=True)
     if recipe is not None:
@@ -227,7 +268,6 @@ def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, sa
 
 
 def _points_to_submit(plan: SweepPlan, say: Say, *, new_code: bool) -> list[int]:
-    """Points that are neither done nor have a job."""
     count = len(plan.points)
     open_points, alive = points_not_done(plan.folder, count), points_alive(plan.folder, count)
     busy = {number: job for number, job in alive.items() if number in open_points}

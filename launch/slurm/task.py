@@ -28,9 +28,9 @@ from cclm.files.atomic import temporary_path
 from cclm.files.lines import read_since
 from cclm.run import launcher
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause, consequence
-from cclm.run.stacks import where_it_stands
 from cclm.run.status import MOST_REASON, STATUS_FOLDER, RankEnd, cause_of_end, read_status
 from cclm.run.stop import CLEARED_VARIABLE
+from cclm.run.watch import where_it_stands
 from launch.plan.network import NONE, look, settings_of
 from launch.plan.slurm_job import read_plan
 

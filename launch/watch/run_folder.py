@@ -78,7 +78,6 @@ class RunFolder:
     """Exit codes of an array's tasks that ever ended."""
     ranks: Sequence[RankNow]
     now: float
-    """Seconds since 1970 when it was read."""
 
 
 def read_folder(path: Path, *, now: float | None = None) -> RunFolder:

@@ -64,5 +64,4 @@ def find_runs_of(name: str) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Runs of a sweep, or of several stages."""
     return [path.absolute() for place in INSIDE for path in folder.glob(place) if is_run(path)]

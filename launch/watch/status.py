@@ -30,7 +30,6 @@ class ArrayTasks:
     """Every task of an array, by its number, in one of five places."""
 
     done: tuple[int, ...]
-    """Ended with code 0."""
     running: tuple[int, ...]
     failed: tuple[int, ...]
     """Ended with another code, and nothing is queued that would repeat it."""
@@ -90,7 +89,6 @@ class RunNow:
     """How the last attempt ended, in a sentence."""
     array_tasks: ArrayTasks | None = None
     attempts: Sequence[Attempt] = field(default_factory=tuple)
-    """All of them, oldest first."""
     ranks: Sequence[RankNow]
 
     @property
@@ -236,7 +234,6 @@ def silent_after_s(progress: Progress) -> float:
 
 
 def _silence(folder: RunFolder, attempt: Attempt | None) -> str:
-    """Say it if rank 0 has been silent for longer than usual."""
     silent_s = folder.progress.silent_s
     if attempt is not None and not folder.ranks:
         waited_s = folder.now - attempt.began

@@ -26,7 +26,7 @@ from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause
 from cclm.run.launcher import ADDRESS, NUMBERS
 from cclm.run.machine import LOOPBACK, free_port
 from cclm.run.signals import die_with_parent
-from launch.local.ranks import ALONE_S
+from launch.local.run import ALONE_S
 from tests.faults.disk import MET
 from tests.ranks.spawn import PRELOAD
 

@@ -15,7 +15,7 @@ import pytest
 from cclm.config import RunConfig
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.engine.plain import PlainEngine
-from cclm.run.rollbacks import Rollback, read_rollbacks
+from cclm.run.checkpoints import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.loop import train

@@ -19,8 +19,8 @@ from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.errors import Cause, DataError
 from cclm.run.causes import EXIT_CODES
 from cclm.run.machine import free_port
-from cclm.run.stacks import STACKS_FOLDER
 from cclm.run.status import StatusRecord, read_status
+from cclm.run.watch import STACKS_FOLDER
 from cclm.train.program import run_program
 from pretrain.__main__ import PROGRAM
 from tests.ranks.spawn import PRELOAD

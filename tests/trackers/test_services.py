@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cclm.run.identity import run_identity
+from cclm.run.status import run_identity
 from cclm.track.metrics import MetricsLog
 from cclm.track.trackers import Careful, service
 

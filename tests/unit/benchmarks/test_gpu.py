@@ -20,7 +20,7 @@ from benchmarks.gpu import corpus, kernels, parts, recipes
 from benchmarks.gpu.parts import PARTS, Outcome, Part
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.session import Session
-from cclm.costs.peaks import PEAKS
+from cclm.costs.step import PEAKS
 from cclm.recipe.read import RECIPES
 from tests.stand_in_varlen import varlen_reference
 from tests.tiny_training import dataset_of

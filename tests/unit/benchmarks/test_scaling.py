@@ -7,26 +7,25 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from cclm.costs.recipe import Counter
-from cclm.forecast.machines import GPUS, Sharding
-from cclm.forecast.step_model import Case, step_of
+from benchmarks.scaling_model import MovedCounter, ScaledCase, scaled, sharding_of, step_of
+from cclm.forecast.machines import GPUS
 from tests.tiny_config import run_config
 
 REPOSITORY = Path(__file__).parents[3]
 DOCUMENT = REPOSITORY / "docs/performance.md"
-SHARDING = Sharding.read(REPOSITORY / "ds_configs/zero3_bf16.json", "bf16")
+SHARDING = sharding_of(REPOSITORY / "ds_configs/zero3_bf16.json", "bf16")
 
 
 @pytest.fixture(scope="module")
-def case() -> Case:
+def case() -> ScaledCase:
     """The usual small network: batches of 128 in groups of 64, images of 16 tokens, texts of 40 and 64 at most."""
-    config = run_config()
-    return Case.of("tiny", config, Counter(config), "bf16", SHARDING)
+    config = run_config(precision="bf16")
+    return scaled(config, MovedCounter(config), SHARDING, "tiny", "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_more_gpus_take_more_time_to_talk_and_none_gains_efficiency(case: Case, gpu: scaling.Gpu) -> None:
+def test_more_gpus_take_more_time_to_talk_and_none_gains_efficiency(case: ScaledCase, gpu: scaling.Gpu) -> None:
     counts = (8, 16, 32, 64, 128)
     steps = [step_of(case, gpu, count) for count in counts]
     for name in ("features", "agreement"):

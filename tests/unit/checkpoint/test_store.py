@@ -16,6 +16,7 @@ from cclm.errors import CheckpointError, MissingDependencyError
 from cclm.files.lines import append_line
 from cclm.run import causes
 from cclm.run.checkpoints import (
+    ROLLBACKS_FILE,
     Pins,
     complete_checkpoints,
     pin,
@@ -26,8 +27,7 @@ from cclm.run.checkpoints import (
     step_of,
     verify,
 )
-from cclm.run.identity import run_identity
-from cclm.run.rollbacks import ROLLBACKS_FILE
+from cclm.run.status import run_identity
 from cclm.shardfile import cache as fetch_module
 from cclm.shardfile.cache import FetchError
 from tests.ranks.harness import on_ranks

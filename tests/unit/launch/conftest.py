@@ -16,7 +16,7 @@ from tests.tiny_config import run_config
 from tests.unit.launch.slurm.fake_slurm import FakeSlurm
 
 PlanMaker = Callable[..., JobPlan]
-PASSED = CheckedRecipe(config=run_config(), notes=(), unseen=())
+PASSED = CheckedRecipe(config=run_config(), notes=())
 
 
 @pytest.fixture(autouse=True)

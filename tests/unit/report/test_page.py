@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cclm.cli.__main__ import main
 from cclm.errors import ConfigError
 from cclm.report.facts import Stage, read_facts, read_stages
 from cclm.report.page import language_name, licence_link, report_page, temperature_note, trained_where
@@ -151,6 +152,13 @@ def test_page_is_well_formed_and_loads_nothing_from_outside(run: Path) -> None:
     page = report_page(run)
     assert all(source.startswith("data:") for source in read(page).sources)
     assert "<link" not in page and "<script" not in page and "@import" not in page and "url(" not in page
+
+
+def test_a_line_of_the_log_without_values_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 99999, "time": 1.0}\n')
+    assert main(["report", str(run)]) == 0
+    assert "note: 1 line(s) of log.jsonl cannot be read" in capsys.readouterr().out
 
 
 def test_headline_numbers_stand_at_the_top(run: Path) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from cclm.report.svg import (
     BarRow,
-    Reference,
     Series,
     bar_chart,
     line_chart,
@@ -88,9 +87,9 @@ def test_nothing_logged_says_so() -> None:
 
 
 def test_names_are_escaped_and_the_reference_is_named() -> None:
-    svg = line_chart([series("<b>", [0, 1], [1, 2])], reference=Reference(value=1.5, label="prior & more"))
+    svg = line_chart([series("<b>", [0, 1], [1, 2])], prior=1.5)
     ElementTree.fromstring(svg)
-    assert "&lt;b&gt;" in svg and "prior &amp; more" in svg
+    assert "&lt;b&gt;" in svg and ">prior<" in svg
 
 
 @settings(max_examples=50, deadline=None)

@@ -17,7 +17,7 @@ import pytest
 
 from cclm.errors import Cause, CclmError
 from cclm.run import background, causes
-from cclm.run.background import STARTS, Writer, write_copy, write_files
+from cclm.run.background import STARTS, Writer, write_files
 from cclm.run.checkpoints import FileRecord, record_file
 from cclm.run.signals import STOP_SIGNALS
 
@@ -137,7 +137,7 @@ def test_a_fault_that_passes_is_met_by_writing_again(
     monkeypatch.setattr(causes, "WAITS_S", (0.0, 0.0))
     if tries == 1:
         with pytest.raises(OSError, match="No space"):
-            write_copy(memory, 2560, tmp_path / "share")
+            write_files(memory, 2560, tmp_path, "share")
     else:
-        assert write_copy(memory, 2560, tmp_path / "share").size_bytes == 2560
+        assert write_files(memory, 2560, tmp_path, "share")["share"].size_bytes == 2560
     assert len(calls) == tries

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cclm.run.bottleneck import SHARE, bottleneck
+from cclm.run.progress import SHARE, bottleneck
 
 
 def told(**shares: float) -> str:

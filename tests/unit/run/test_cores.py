@@ -9,7 +9,7 @@ import torch
 
 from cclm.distributed.collectives import SINGLE
 from cclm.distributed.topology import Topology
-from cclm.run.cores import MOST_WORKERS, CoreShare, RankCores, own_cores, share_cores
+from cclm.run.machine import MOST_WORKERS, CoreShare, RankCores, own_cores, share_cores
 from cclm.train.build import choose_cores
 
 NODE = RankCores(host="n1", mask=tuple(range(96)), quota=None, promised=None, task="")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cclm.run.ending import children_of, resident_bytes
-from cclm.run.machine import available_memory_bytes
+from cclm.run.ending import children_of
+from cclm.run.machine import available_memory_bytes, process_memory_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -93,8 +93,8 @@ def test_memory_that_runs_out_before_the_first_step_is_done_is_a_sentence(when: 
 
 
 def test_what_a_process_holds_and_started() -> None:
-    assert resident_bytes(os.getpid()) > 1 << 20
-    assert resident_bytes(1 << 30) == 0
+    assert process_memory_bytes(os.getpid())[0] > 1 << 20
+    assert process_memory_bytes(1 << 30) == (0, 0)
     child = subprocess.Popen(["sleep", "60"])
     try:
         assert child.pid in children_of(os.getpid())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import Cause
-from cclm.run.stacks import where_it_stands, write_stacks
+from cclm.run.watch import where_it_stands, write_stacks
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from cclm.run.causes import Cause
 from cclm.run.status import DoneMarker, DoneRecord, RankStatus, StatusRecord, note_end, read_status
 
 
-def test_a_rank_says_what_it_does(tmp_path: Path) -> None:
-    status = RankStatus(tmp_path, 3, clock=lambda: 5.0)
+def test_a_rank_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    status = RankStatus(tmp_path, 3)
     status.write(0, "starting")
     status.write(7, "training")
     assert json.loads((tmp_path / "status" / "rank_3.json").read_text()) == {
@@ -76,8 +78,9 @@ def test_half_a_marker_is_named(tmp_path: Path) -> None:
         DoneMarker(tmp_path).read()
 
 
-def test_a_run_is_done_when_the_marker_says_so(tmp_path: Path) -> None:
-    marker = DoneMarker(tmp_path, clock=lambda: 9.0)
+def test_a_run_is_done_when_the_marker_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 9.0)
+    marker = DoneMarker(tmp_path)
     assert marker.read() is None
     marker.write(1700, 500.12345)
     assert marker.read() == DoneRecord(step=1700, seconds=500.123, time=9.0)

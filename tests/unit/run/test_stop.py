@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -64,14 +63,6 @@ def test_an_obeyed_request_is_noted_once(tmp_path: Path) -> None:
     note = read_stopped(tmp_path)
     assert note is not None
     assert note.kind is StopKind.SIGNAL
-
-
-@pytest.mark.parametrize(("reason", "kind"), [("rest: a person asked", StopKind.USER), ("TERM", StopKind.SIGNAL)])
-def test_the_note_of_an_older_version(reason: str, kind: StopKind, tmp_path: Path) -> None:
-    (tmp_path / "stopped.json").write_text(json.dumps({"step": 4, "reason": reason, "time": 1.0}))
-    note = read_stopped(tmp_path)
-    assert note is not None
-    assert (note.step, note.reason, note.kind) == (4, reason.removeprefix("rest: "), kind)
 
 
 @pytest.fixture

@@ -63,6 +63,17 @@ def test_a_new_run_in_an_old_folder_starts_an_empty_log(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
+def test_a_line_without_time_or_values_is_left_out(tmp_path: Path) -> None:
+    with closing(log(tmp_path)) as metrics:
+        metrics.write(0, {"loss": 1.0})
+        with (tmp_path / LOG_NAME).open("a") as file:
+            file.write('{"step": 1}\n{"step": 2, "values": {"loss": 0}}\n{"step": 3, "time": 1, "values": null}\n')
+        metrics.write(4, {"loss": 2.0})
+    assert read_metrics(tmp_path) == [(0, {"loss": 1.0}), (4, {"loss": 2.0})]
+    Csv(tmp_path).rewind(5)
+    assert (tmp_path / CSV_NAME).read_text() == "step,time,loss\n0,12.346,1.0\n4,12.346,2.0\n"
+
+
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     with closing(log(tmp_path)) as metrics:
         metrics.write(0, {"loss": 1.0})

@@ -23,13 +23,14 @@ from cclm.errors import Cause, CclmError
 from cclm.run.checkpoints import (
     FileRecord,
     Marker,
+    Rollback,
     complete_checkpoints,
     read_marker,
+    read_rollbacks,
     remove_newer,
     step_folder,
     write_marker,
 )
-from cclm.run.rollbacks import Rollback, read_rollbacks
 from cclm.run.signals import StopRequest
 from cclm.train.build import open_run
 from cclm.train.health import Health

@@ -14,7 +14,7 @@ import pytest
 from cclm.costs import step
 from cclm.costs.recipe import updates_of
 from cclm.costs.step import StepCosts
-from cclm.run.bottleneck import SECTIONS, SHARE
+from cclm.run.progress import SECTIONS, SHARE
 from cclm.track.metrics import read_metrics
 from tests.tiny_config import run_config
 from tests.tiny_run import recipe, write_corpus

@@ -16,7 +16,7 @@ from cclm.errors import CclmError
 from cclm.files.lock import run_lock
 from cclm.run.causes import Cause
 from cclm.run.stop import StopKind, ask_to_stop, note_stopped, read_request
-from launch.local import ranks
+from launch.local import run as local_run
 from launch.local.run import JobExit, own_folder, run_plan
 from launch.plan.job import JobPlan
 
@@ -126,7 +126,7 @@ def test_of_two_deaths_seen_at_once_the_violent_one_was_first(
     def look_when_dead(pid: int) -> os.waitid_result | None:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-    monkeypatch.setattr(ranks, "look", look_when_dead)
+    monkeypatch.setattr(local_run, "look", look_when_dead)
     job, _ = run(plan_python("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nsys.exit(1)\n"))
     assert [(end.rank, end.code) for end in job.exits] == [(1, 128 + signal.SIGKILL), (0, 1)]
     assert job.code == 128 + signal.SIGKILL
@@ -200,7 +200,7 @@ def test_a_rank_that_stops_alone_takes_the_others_with_it(
     plan_python: PlanMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was asked before the ranks had met: the others would wait for it."""
-    monkeypatch.setattr(ranks, "ALONE_S", 0.1)
+    monkeypatch.setattr(local_run, "ALONE_S", 0.1)
     plan = plan_python(f"if rank == 1: sys.exit(75)\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n{SLEEP}")
     job, _ = run(plan)
     assert [(end.rank, end.cause) for end in job.exits] == [(1, Cause.STOPPED), (0, Cause.STOPPED)]

@@ -52,6 +52,16 @@ def test_the_command_line_wins_over_the_profile() -> None:
     assert plan.directives["comment"] == "a 'quoted' comment"
 
 
+def test_options_win_over_entries_of_the_profile_for_sbatch_of_the_same_name() -> None:
+    profile = Profile(sbatch={"time": "1:00:00", "partition": "small", "signal": "B:USR1@9", "mem": "0"})
+    given = plan_job(replace(REQUEST, time="2:00:00", partition="large"), profile).directives
+    assert (given["time"], given["partition"], given["signal"], given["mem"]) == ("2:00:00", "large", "B:USR1@300", "0")
+    assert {"time": "1:00:00", "partition": "small"}.items() <= plan_job(REQUEST, profile).directives.items()
+    assert plan_job(REQUEST, Profile()).directives["time"] == "24:00:00"
+    with pytest.raises(ConfigError, match="--time 1:00:00 is not longer than the 3600 s"):
+        plan_job(replace(REQUEST, save_s=3600), profile)
+
+
 def test_each_task_of_an_array_is_alone() -> None:
     plan = plan_job(ARRAY, Profile())
     assert plan.directives["array"] == "0-63%16"

@@ -60,6 +60,8 @@ def test_listed_points_times_the_grid(tmp_path: Path) -> None:
         (["a=[1"], None, r"got 'a=\[1'"),
         (["a=1", "b=1", "a=2"], None, "expected each key once, got a"),
         (["run_folder=x,y"], None, "expected points without run_folder"),
+        (["seed=1,1"], None, "expected points that differ, got seed=1 twice"),
+        (["seed=1"], "- {a: 1, b: 2}\n- {b: 2, a: 1}", "expected points that differ, got b=2  a=1  seed=1 twice"),
         ([], "a: 1", "expected a list of mappings, got dict"),
         ([], "[]", "expected a list of mappings"),
         ([], "- 1", "expected a list of mappings"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.plan.request import Profile, SlurmRequest, read_profile
 from launch.plan.slurm_job import SweepPlan, plan_job
-from launch.slurm.script import render, render_sweep
+from launch.slurm.submit import render, render_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 REQUEST = SlurmRequest(

@@ -10,7 +10,7 @@ import pytest
 
 from launch.plan.request import Profile
 from launch.plan.slurm_job import plan_job
-from launch.slurm.script import render
+from launch.slurm.submit import render
 from tests.unit.launch.slurm.scripts import GOLDEN, REQUEST, SCRIPTS, SWEEP, script
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from launch.local.diagnose import Diagnostic
 from launch.plan.request import Profile
-from launch.slurm import capabilities, diagnose
+from launch.slurm import capabilities
 from launch.slurm.capabilities import Cluster
-from launch.slurm.diagnose import (
+from launch.watch import doctor
+from launch.watch.doctor import (
+    Diagnostic,
     describe,
     diagnose_accounting,
     diagnose_folder,
@@ -131,7 +132,16 @@ def test_many_lost_nodes_are_not_all_named() -> None:
             Profile(partition="preempt", account="green"),
             "profile: partition preempt is for account red, blue, not green",
         ),
-        ({"max_time": "12:00:00"}, Profile(), "time limit: preempt 12:00:00: shorter than our default of 24:00:00"),
+        (
+            {"max_time": "12:00:00"},
+            Profile(),
+            "time limit: preempt 12:00:00: shorter than the 24:00:00 that a job asks",
+        ),
+        (
+            {"max_time": "1:00"},
+            Profile(sbatch={"time": "2:00"}),
+            "time limit: preempt 1:00: shorter than the 2:00 that",
+        ),
     ],
 )
 def test_profiles_that_do_not_fit(changes: dict[str, Any], profile: Profile, sentence: str) -> None:
@@ -163,10 +173,10 @@ def test_accounting() -> None:
 def test_where_runs_would_go(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = diagnose_folder(Path("/tmp/runs"))
     assert found.text.startswith("/tmp/runs: /tmp is each node's own")
-    monkeypatch.setattr(diagnose, "file_system_of", lambda folder: "xfs")
+    monkeypatch.setattr(doctor, "file_system_of", lambda folder: "xfs")
     (found,) = diagnose_folder(Path("/shared/runs"))
     assert found.text.startswith("/shared/runs is on xfs, a disk of this machine")
-    monkeypatch.setattr(diagnose, "file_system_of", lambda folder: "lustre")
+    monkeypatch.setattr(doctor, "file_system_of", lambda folder: "lustre")
     assert list(diagnose_folder(Path("/shared/runs"))) == []
 
 
@@ -199,7 +209,7 @@ def test_a_silent_controller_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_controller_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*diagnose.NEEDED, "sinfo"):
+    for name in (*doctor.COMMANDS, "sinfo"):
         play(tmp_path, name, "echo 'scontrol: fatal: no configuration' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (
@@ -210,7 +220,7 @@ def test_a_controller_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With Slurm's commands played by scripts that repeat the real answers."""
-    for name in diagnose.NEEDED:
+    for name in doctor.COMMANDS:
         play(tmp_path, name, "exit 1")
     answers = tmp_path / "answers"
     answers.mkdir()

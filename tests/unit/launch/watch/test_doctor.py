@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import diagnose
-from launch.local.diagnose import Diagnostic, diagnose_machine
+from launch.watch import doctor
+from launch.watch.doctor import Diagnostic, diagnose_machine
 
 
 def level_of(folder: Path, subject: str) -> str:
@@ -13,21 +13,21 @@ def level_of(folder: Path, subject: str) -> str:
 
 
 def test_versions_come_from_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "NEEDED", ("pytest",))
+    monkeypatch.setattr(doctor, "NEEDED", ("pytest",))
     assert Diagnostic(level="ok", subject="pytest", text=pytest.__version__) in list(diagnose_machine(tmp_path))
 
 
 def test_a_missing_package_fails_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnose, "NEEDED", ("no-such-distribution",))
+    monkeypatch.setattr(doctor, "NEEDED", ("no-such-distribution",))
     (found,) = (item for item in diagnose_machine(tmp_path) if item.level == "fail")
     assert found.text == "not installed; install it: python -m pip install no-such-distribution"
 
 
 def test_a_missing_optional_package_is_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "NEEDED", ())
-    monkeypatch.setattr(diagnose, "OPTIONAL", ("no-such-distribution",))
+    monkeypatch.setattr(doctor, "NEEDED", ())
+    monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-distribution",))
     assert level_of(tmp_path, "no-such-distribution") == "note"
 
 
@@ -49,5 +49,5 @@ def test_a_broken_nvidia_smi_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnose, "FEW_BYTES", 2**80)
+    monkeypatch.setattr(doctor, "FEW_BYTES", 2**80)
     assert level_of(tmp_path, "folder") == "warn"

