@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.annotations.nlvr import STATEMENT_LABELS
 from cclm.annotations.rows import BoxRow, QuestionRow, images_of
-from cclm.annotations.xvnli import XVNLI_LABELS
+from cclm.annotations.statements import STATEMENT_LABELS, XVNLI_LABELS
 from cclm.config import RunConfig
 from cclm.errors import ConfigError
 from cclm.evaluate.results import Result, ResultStore, file_name_of, predictions_of

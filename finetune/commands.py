@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from cclm.annotations.check import check_folder, report_text
-from cclm.annotations.cvqa import read_cvqa, unpack_images
 from cclm.annotations.layouts import find_files
+from cclm.annotations.questions import read_cvqa, unpack_images
 from cclm.annotations.tasks import TASKS
 from cclm.errors import ConfigError
 from cclm.evaluate.benchmark_table import BenchmarkTable, Choice, Found, build_table, tables_in

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.annotations.gqa import read_answers
 from cclm.annotations.images import find_image
 from cclm.annotations.layouts import EVERY, DataSet, FoundFile, annotation_paths
+from cclm.annotations.questions import read_answers
 from cclm.annotations.rows import images_of
 from cclm.annotations.tasks import DATA_SETS, TASKS
 from cclm.errors import ConfigError, DataError

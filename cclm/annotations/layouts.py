@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from cclm.annotations.aligned import XTD10_LANGUAGES
+from cclm.annotations.captions import XTD10_LANGUAGES
 from cclm.annotations.reading import Problems
 from cclm.annotations.rows import AnnotationFile
 from cclm.languages import language_tag
@@ -85,7 +85,7 @@ class DataSet:
     """What files call a split → its name here."""
 
     vocabulary: str = ""
-    """Pattern of the files of answers, which `cclm.annotations.gqa.read_answers` reads; "": it has none."""
+    """Pattern of the files of answers, which `cclm.annotations.questions.read_answers` reads; "": it has none."""
     vocabulary_name: str = "trainval_ans2label.json"
     """What such a file is called where it is missing."""
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cclm.annotations.aligned import read_aligned
-from cclm.annotations.coco import read_coco
-from cclm.annotations.cvqa import read_cvqa
-from cclm.annotations.flickr30k import read_flickr30k, read_karpathy
-from cclm.annotations.gqa import read_gqa
+from cclm.annotations.captions import (
+    XM3600_LANGUAGES,
+    read_aligned,
+    read_coco,
+    read_flickr30k,
+    read_karpathy,
+    read_wit,
+    read_xm3600,
+)
 from cclm.annotations.layouts import EVERY, DataSet, FileKind, Split
-from cclm.annotations.nlvr import read_statements
+from cclm.annotations.questions import read_cvqa, read_gqa, read_vqa
 from cclm.annotations.refcoco import read_refcoco
-from cclm.annotations.vqa import read_vqa
-from cclm.annotations.wit import read_wit
-from cclm.annotations.xm3600 import XM3600_LANGUAGES, read_xm3600
-from cclm.annotations.xvnli import read_xvnli
+from cclm.annotations.statements import read_statements, read_xvnli
 from cclm.types import Language
 
 _IGLUE: Final = "https://github.com/e-bug/iglue"

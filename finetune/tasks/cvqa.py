@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from cclm.annotations.cvqa import CVQA_LANGUAGES
+from cclm.annotations.questions import CVQA_LANGUAGES
 from cclm.files.atomic import make_folder
 from finetune.stand_in import COLOURS, LANGUAGES, SHAPES, scene_bytes
 from finetune.tasks.task import Task

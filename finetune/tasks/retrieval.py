@@ -14,8 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
+from cclm.annotations.captions import WIT_CAPTION
 from cclm.annotations.images import coco_image
-from cclm.annotations.wit import CAPTION
 from cclm.files.atomic import make_folder, replace_text
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.writer import ImageTextShardWriter
@@ -77,7 +77,7 @@ def draw_wit(folder: Path) -> None:
     for split, languages in {"train": ("en",), "val": ("en",), "test": ("en", "bg", "id")}.items():
         for language in languages:
             rows = [
-                {"language": language, "image_url": f"https://example.org/{name}.png", CAPTION: text}
+                {"language": language, "image_url": f"https://example.org/{name}.png", WIT_CAPTION: text}
                 for name, text in captions("ru" if language == "bg" else language)
             ]
             write_rows(folder / "wit" / "annotations" / f"{split}_{language}.jsonl", rows)

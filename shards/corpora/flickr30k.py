@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cclm.annotations.flickr30k import numbered_captions, sentences_of
+from cclm.annotations.captions import numbered_captions, sentences_of
 from cclm.annotations.images import key_of
 from cclm.rows.cells import gathered
 from cclm.rows.guard import guarded

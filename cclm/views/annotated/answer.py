@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.annotations.gqa import read_answers
+from cclm.annotations.questions import read_answers
 from cclm.annotations.rows import QuestionRow
 from cclm.data.batch import Tokens
 from cclm.data.collate import int64, pad
