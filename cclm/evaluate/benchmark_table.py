@@ -46,6 +46,8 @@ class TableRow:
     """To the baseline, by language and "avg"."""
     missing: Sequence[Language] = ()
     """Test languages of the task that the average leaves out because nothing was measured in them."""
+    unknown: Mapping[Language, int] = field(default_factory=dict)
+    """Questions that count as wrong because no right answer is in the list that is chosen from, where there are any."""
     source: str = ""
     """Of a published row; "": it is ours."""
     is_verified: bool = True
@@ -223,6 +225,7 @@ def _row(key: RowKey, of_one: Sequence[Found], against: Sequence[Found]) -> Tabl
         **key._asdict(),
         cells=cells,
         missing=missing if AVERAGE in cells else (),
+        unknown={one.language: one.num_unknown for _, one in of_one if one.num_unknown},
         comparisons=comparisons_with(against, of_one) if against else {},
     )
 

@@ -5,6 +5,7 @@ models can be compared row by row:
 
     accuracy               {"id", "predicted": 1, "label": 1}
     exact_match            {"id", "predicted": "no", "answers": [["no", 1.0]]}     also for multiple choice; []: unknown
+                           ("is_unknown": true, where none of the answers is in the list that is chosen from)
     vqa_score              the same; what the answer scores
     t2i_r1 … i2t_r10       {"id", "direction": "t2i", "rank": 0, "reranked": 0}    wrong candidates above: by features
                                                                                     alone, and after re-ranking

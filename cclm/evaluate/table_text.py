@@ -82,6 +82,9 @@ def notes(table: BenchmarkTable) -> list[str]:
     for row in table.rows:
         if row.missing:
             lines.append(f"§ {row.title}: the average leaves out {', '.join(row.missing)}")
+        if row.unknown:
+            counts = ", ".join(f"{language} {count:,}" for language, count in row.unknown.items())
+            lines.append(f"{row.title}: wrong, because no right answer is in the list that is chosen from: {counts}")
     if any(row.selected_on == ON_TEST for row in table.rows):
         lines.append("‡ the checkpoint was selected on the test file, as the published few-shot runs were")
     if any(not row.is_verified for row in table.rows):

@@ -216,7 +216,11 @@ class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
         return read_answers(self.config.path(self.config.answers))
 
     def judge(self, rows: Sequence[Row], outputs: Mapping[str, Tensor]) -> list[Line]:
-        """Say the best answer to each question, with its probability among those that were looked at."""
+        """Say the best answer to each question, with its probability among those that were looked at.
+
+        `is_unknown`: no right answer is in the list of known ones.
+        """
+        known = frozenset(() if "choice" in outputs else self._known)
         if "choice" in outputs:
             parts = torch.split(outputs["choice"].float(), [len(choices_of(row)) for row in rows])
             best = [(int(part.argmax()), float(part.softmax(0).max())) for part in parts]
@@ -228,11 +232,12 @@ class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
             {
                 "id": row.id,
                 "language": row.language,
-                "answers": [list(pair) for pair in answers_of(row)],
+                "answers": [list(pair) for pair in answers],
                 "predicted": answer,
                 "score": score,
+                **({"is_unknown": True} if known and answers and known.isdisjoint(dict(answers)) else {}),
             }
-            for row, (answer, score) in zip(rows, said, strict=True)
+            for row, answers, (answer, score) in zip(rows, map(answers_of, rows), said, strict=True)
         ]
 
 
