@@ -31,9 +31,8 @@ from torch import Tensor
 
 from benchmarks.figures import add_json_option, write_figures
 from cclm.evaluate.embed import encode_images, encode_texts
-from cclm.evaluate.owned import Own, rerank_owned
 from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
-from cclm.evaluate.rerank import SCORE_TOLERANCE, PairNumbers
+from cclm.evaluate.rerank import SCORE_TOLERANCE, Own, PairNumbers, rerank_owned
 from cclm.evaluate.retrieval import Nearest, nearest, ranks
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel

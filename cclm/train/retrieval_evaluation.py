@@ -24,8 +24,7 @@ from cclm.annotations.tasks import TASKS as BENCHMARKS
 from cclm.data.collate import int64
 from cclm.data.source import SampleSource
 from cclm.errors import ConfigError
-from cclm.evaluate.owned import gathered, rerank_owned
-from cclm.evaluate.rerank import SCORE_TOLERANCE
+from cclm.evaluate.rerank import SCORE_TOLERANCE, gathered, rerank_owned
 from cclm.evaluate.results import Result
 from cclm.shardfile.options import is_remote
 from cclm.train.evaluation import Known, Measured, TaskEvaluation

@@ -23,8 +23,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.agreement import made_by_first
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
-from cclm.evaluate.owned import Own, gathered, rerank_owned
-from cclm.evaluate.rerank import SCORE_TOLERANCE
+from cclm.evaluate.rerank import SCORE_TOLERANCE, Own, gathered, rerank_owned
 from cclm.evaluate.retrieval import recall
 from cclm.hub.open import longest_text, transform_of
 from cclm.train.mapped_rows import RowFiles

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cclm.evaluate.scores import MEAN_RECALL, RECALLS
 from finetune.tasks import retrieval, rows
 
 
@@ -32,8 +33,8 @@ def _answer(title: str, draw: Callable[[Path], None], metric: str = "exact_match
 
 
 def _retrieve(title: str, draw: Callable[[Path], None], view: str = "retrieve") -> Task:
-    metrics = ("mean_recall", *(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)))
-    return Task(title=f"images for texts and texts for images{title}", view=view, metrics=metrics, draw=draw)
+    title = f"images for texts and texts for images{title}"
+    return Task(title=title, view=view, metrics=(MEAN_RECALL, *RECALLS), draw=draw)
 
 
 TASKS: Mapping[str, Task] = {
