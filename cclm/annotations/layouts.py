@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FileKind:
     """Files of one form, by their paths."""
 
@@ -44,6 +44,7 @@ class FileKind:
     """Below the data set's folder; groups `split` and `language` say what a file is, `translated` that it is machine-
     translated to English."""
     read: Reader
+    _: KW_ONLY
     split: str = "test"
     """Where the pattern has no such group."""
     languages: Sequence[Language] = ("en",)
@@ -52,12 +53,13 @@ class FileKind:
     """Other splits of these languages that can be read out of it, with the lists that belong to it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Split:
     """A split as it is published."""
 
     name: str
-    languages: Sequence[Language]
+    _: KW_ONLY
+    languages: Sequence[Language] = ("en",)
     rows: int | Mapping[Language, int] | None = None
     """Entries of each language's file, where a source says so."""
     is_needed: bool = True

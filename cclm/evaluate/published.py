@@ -96,10 +96,10 @@ _MEAN_RECALL: Final[Mapping[tuple[str, str], Sequence[float]]] = {
 }
 """Multi30K en, de, fr, cs, then COCO en, zh, ja."""
 _CCRK_RERUNS: Final = (
-    ("CCLM-3M", "xflickrco", "zero-shot", "", (64.47, 62.74)),
-    ("CCLM-3M", "xflickrco", "few-shot", "", (65.31, 63.91)),
-    ("TD-MML", "xflickrco", "zero-shot", "", (21.30, 26.35)),
-    ("TD-MML", "wit", "zero-shot", "", (9.76, 10.61)),
+    ("CCLM-3M", "xflickrco", "zero-shot", (64.47, 62.74)),
+    ("CCLM-3M", "xflickrco", "few-shot", (65.31, 63.91)),
+    ("TD-MML", "xflickrco", "zero-shot", (21.30, 26.35)),
+    ("TD-MML", "wit", "zero-shot", (9.76, 10.61)),
 )
 _UNVERIFIED: Final[Mapping[str, Sequence[float]]] = {
     "CCLM-3M": (74.64, 42.36, 65.91, 67.35, 65.37, 27.46, 28.66),
@@ -117,48 +117,27 @@ def published_rows(task: str, metric: str, *, include_unverified: bool = False) 
 
 def _all_rows() -> Iterator[PublishedRow]:
     for model, numbers in _ZERO_SHOT.items():
-        for column, (average, english) in zip(_COLUMNS, zip(numbers, _ENGLISH[model], strict=True), strict=False):
+        for column, average, english in zip(_COLUMNS, numbers, _ENGLISH[model], strict=True):
             by_language = _UC2_BY_LANGUAGE.get(column, {}) if model == "UC2" else {}
-            yield _iglue(model, column, "zero-shot", {"en": english, **by_language, AVERAGE: average})
-    yield from _averages(_MAX_SHOT, "few-shot")
-    yield from _averages(_TRANSLATE_TEST, "translate-test")
-    for model, task, protocol, shots, numbers in _CCRK_RERUNS:
+            yield _row(model, column, "zero-shot", {"en": english, **by_language, AVERAGE: average}, IGLUE)
+    for protocol, table in (("few-shot", _MAX_SHOT), ("translate-test", _TRANSLATE_TEST)):
+        yield from _averages(table, protocol, IGLUE)
+    for model, task, protocol, numbers in _CCRK_RERUNS:
         for metric, value in zip(("t2i_r1", "i2t_r1"), numbers, strict=True):
-            yield PublishedRow(
-                model=model,
-                task=task,
-                protocol=protocol,
-                metric=metric,
-                values={AVERAGE: value},
-                source=CCRK,
-                shots=shots,
-            )
+            yield _row(model, (task, metric), protocol, {AVERAGE: value}, CCRK)
     for (model, protocol), numbers in _MEAN_RECALL.items():
         for task, languages, part in (("multi30k", _MULTI30K, numbers[:4]), ("mscoco", _COCO, numbers[4:])):
-            values = dict(zip(languages, part, strict=True))
-            yield PublishedRow(
-                model=model, task=task, protocol=protocol, metric="mean_recall", values=values, source=CCRK
-            )
-    for model, numbers in _UNVERIFIED.items():
-        for (task, metric), value in zip(_COLUMNS, numbers, strict=False):
-            yield PublishedRow(
-                model=model,
-                task=task,
-                protocol="zero-shot",
-                metric=metric,
-                values={AVERAGE: value},
-                source=MEMORY,
-                is_verified=False,
-            )
+            yield _row(model, (task, "mean_recall"), protocol, dict(zip(languages, part, strict=True)), CCRK)
+    yield from _averages(_UNVERIFIED, "zero-shot", MEMORY)
 
 
-def _averages(table: Mapping[str, Sequence[float]], protocol: str) -> Iterator[PublishedRow]:
+def _averages(table: Mapping[str, Sequence[float]], protocol: str, source: str) -> Iterator[PublishedRow]:
     for model, numbers in table.items():
         for column, average in zip(_COLUMNS, numbers, strict=False):
-            yield _iglue(model, column, protocol, {AVERAGE: average})
+            yield _row(model, column, protocol, {AVERAGE: average}, source)
 
 
-def _iglue(model: str, column: tuple[str, str], protocol: str, values: Mapping[str, float]) -> PublishedRow:
+def _row(model: str, column: tuple[str, str], protocol: str, values: Mapping[str, float], source: str) -> PublishedRow:
     task, metric = column
     return PublishedRow(
         model=model,
@@ -166,7 +145,8 @@ def _iglue(model: str, column: tuple[str, str], protocol: str, values: Mapping[s
         protocol=protocol,
         metric=metric,
         values=values,
-        source=IGLUE,
-        denominator="all" if task == "xvnli" else "usable",
-        shots=_SHOTS[task] if protocol == "few-shot" else "",
+        source=source,
+        denominator="all" if task == "xvnli" and source == IGLUE else "usable",
+        shots=_SHOTS[task] if protocol == "few-shot" and source == IGLUE else "",
+        is_verified=source != MEMORY,
     )
