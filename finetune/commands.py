@@ -154,8 +154,7 @@ def _print_changes(options: argparse.Namespace) -> None:
 
 def _write_gallery(options: argparse.Namespace) -> None:
     """Write a page: each language's best, worst and most surprising answers with images; what is taken for what."""
-    from finetune.answers import answers_of
-    from finetune.gallery import gallery_page
+    from finetune.gallery import answers_of, gallery_page
 
     path = options.to or options.run_folder / "gallery.html"
     replace_text(path, gallery_page(answers_of(options.run_folder), options.number))

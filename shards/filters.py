@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from cclm.rows.identify_language import language_identifier
+from cclm.rows.cells import language_identifier
 from cclm.rows.lines import sound_lines
 from cclm.shardfile.scores import StoredScores, hash_of_caption, hash_of_pair, label_of_pair
 from cclm.types import TextPair

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +174,12 @@ class FoundFile:
 def find_files(data_sets: Sequence[DataSet], folder: Path) -> Iterator[FoundFile]:
     """Yield the files below a folder that are of one of these sets, sorted by path."""
     for path in annotation_paths(folder):
-        yield from next(filter(None, (data_set.found(folder, path) for data_set in data_sets)), [])
+        yield from recognised(data_sets, folder, path)
+
+
+def recognised(data_sets: Iterable[DataSet], folder: Path, path: Path) -> list[FoundFile]:
+    """Return what a file below a folder is of the first of these sets that has it, once for each language in it."""
+    return next(filter(None, (data_set.found(folder, path) for data_set in data_sets)), [])
 
 
 def annotation_paths(folder: Path) -> list[Path]:
