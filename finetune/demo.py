@@ -50,7 +50,7 @@ def plan(run: Path, model: Path, *, seeds: int) -> list[Stage]:
     def stage(name: str, explanation: str, *commands: str) -> Stage:
         return Stage(
             name=name, explanation=explanation, commands=commands, home=run, is_always_called=name in _GO_ON,
-            is_done=lambda: _is_done(run, name, seeds),
+            is_done=lambda: _is_done(run, name),
         )  # fmt: skip
 
     return [
@@ -101,13 +101,10 @@ _GO_ON: Final = ("retrieval", "retrieval few-shot", "statements", "statements fe
 """Stages whose commands know themselves what is done."""
 
 
-def _is_done(run: Path, name: str, seeds: int) -> bool:
+def _is_done(run: Path, name: str) -> bool:
     """Return whether a stage's product is there; tables and pages are quick, and made anew."""
-    if name == "data":
-        return (DATA / "retrieval-few_shot" / "manifest.json").exists()
-    if name == "before":
-        return (run / "before" / "done.json").exists()
-    return False
+    products = {"data": DATA / "retrieval-few_shot" / "manifest.json", "before": run / "before" / "done.json"}
+    return name in products and products[name].exists()
 
 
 def _few_images(run: Path) -> dict[str, str]:

@@ -99,9 +99,8 @@ def check_folder(task: str, folder: Path, images: Sequence[Path] = ()) -> Folder
         raise ConfigError(where=str(folder), expected="a folder of data", got="no such folder", do="Correct the path.")
     data_sets, paths = TASKS[task], annotation_paths(folder)
     files = {path: found for path in paths if (found := recognised(data_sets, folder, path))}
-    vocabularies = [path for path in paths if any(one.is_vocabulary(folder, path) for one in data_sets)]
+    vocabularies = [path for path in paths if any(one.fits(one.vocabulary, folder, path) for one in data_sets)]
     reports = [_read(file, images) for found in files.values() for file in found]
-    known = {*files, *vocabularies}
     return FolderReport(
         task=task,
         folder=folder,
@@ -112,16 +111,17 @@ def check_folder(task: str, folder: Path, images: Sequence[Path] = ()) -> Folder
             *(
                 Missing(data_set=one, split=one.vocabulary_name, languages=[EVERY], is_needed=True)
                 for one in data_sets
-                if one.vocabulary and not any(one.is_vocabulary(folder, path) for path in vocabularies)
+                if one.vocabulary and not any(one.fits(one.vocabulary, folder, path) for path in vocabularies)
             ),
         ],
         image_folders=images,
-        unrecognised=[path for path in paths if path not in known and not _is_of_another_set(folder, path)],
+        unrecognised=[path for path in paths if not _is_known(folder, path)],
     )
 
 
-def _is_of_another_set(folder: Path, path: Path) -> bool:
-    beside = any(one.is_companion(folder, path) or one.is_vocabulary(folder, path) for one in DATA_SETS)
+def _is_known(folder: Path, path: Path) -> bool:
+    """Return whether a file is one of any data set's."""
+    beside = any(one.fits(one.companions, folder, path) or one.fits(one.vocabulary, folder, path) for one in DATA_SETS)
     return beside or bool(recognised(DATA_SETS, folder, path))
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cclm.annotations.captions import XTD10_LANGUAGES
 from cclm.annotations.reading import Problems
@@ -26,14 +26,8 @@ SUFFIXES = (".json", ".jsonl", ".txt", ".token", ".csv", ".parquet", ".gz", ".en
 """Of annotations (the last ones: Multi30K's, unpacked); images beside them cost no more than a list of their names."""
 EVERY = ""
 """In place of a language: a file of several, or a split that has as many rows in each."""
-
-
-class Reader(Protocol):
-    """What reads a file: `read_xvnli` and its like."""
-
-    def __call__(self, path: Any, language: str, problems: Problems | None = None, /) -> AnnotationFile[Any]:
-        """Return the rows of a file (DataError: unless `problems` are given)."""
-        ...
+Reader = Callable[[Path, str, Problems | None], AnnotationFile[Any]]
+"""What reads a file in a language: `read_xvnli` and its like (DataError: unless problems are collected)."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,6 @@ class Split:
     """Entries of each language's file, where a source says so."""
     is_needed: bool = True
     """Whether the zero-shot protocol needs it."""
-
-    def rows_in(self, language: Language) -> int | None:
-        """Return the published number of entries in a language."""
-        return self.rows.get(language) if isinstance(self.rows, Mapping) else self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +92,8 @@ class DataSet:
     def _patterns(self) -> list[tuple[re.Pattern[str], FileKind]]:
         return [(re.compile(self._above + kind.pattern), kind) for kind in self.kinds]
 
-    def is_vocabulary(self, root: Path, path: Path) -> bool:
-        """Return whether a file holds the answers of this set."""
-        return self._fits(self.vocabulary, root, path)
-
-    def is_companion(self, root: Path, path: Path) -> bool:
-        """Return whether a file is read beside another one of this set."""
-        return self._fits(self.companions, root, path)
-
-    def _fits(self, pattern: str, root: Path, path: Path) -> bool:
+    def fits(self, pattern: str, root: Path, path: Path) -> bool:
+        """Return whether a file is one of this set's `vocabulary`, or `companions`."""
         return bool(pattern and re.fullmatch(self._above + pattern, path.relative_to(root).as_posix()))
 
     def found(self, root: Path, path: Path) -> list[FoundFile]:
@@ -167,7 +150,7 @@ class FoundFile:
         """Return how many entries are published for this split and language, where that is known."""
         for split in self.data_set.splits:
             if split.name == self.split and self.language in split.languages:
-                return split.rows_in(self.language)
+                return split.rows.get(self.language) if isinstance(split.rows, Mapping) else split.rows
         return None
 
 

@@ -140,21 +140,17 @@ def build_table(
 
 def groups_of(found: Sequence[Found], choice: Choice) -> dict[RowKey, list[Found]]:
     """Return the results of each row of a table (ConfigError: nothing is chosen, or a row would mix runs)."""
-    groups: dict[RowKey, list[Found]] = {}
-    for one in _chosen(found, choice):
-        groups.setdefault(RowKey(*(getattr(one[1], name) for name in RowKey._fields)), []).append(one)
-    for of_one in groups.values():
-        _refuse_mixtures(of_one)
-    return groups
-
-
-def _chosen(found: Sequence[Found], choice: Choice) -> list[Found]:
     chosen = [one for one in found if tables_in([one]) == [choice]]
     if not chosen:
         got = ", ".join(f"{one.task} {one.metric} {one.split}" for one in tables_in(found)) or "none"
         expected = f"results of {choice.task} {choice.metric} {choice.split}"
         raise ConfigError(expected=expected, got=got, do="Name one of those.")
-    return chosen
+    groups: dict[RowKey, list[Found]] = {}
+    for one in chosen:
+        groups.setdefault(RowKey(*(getattr(one[1], name) for name in RowKey._fields)), []).append(one)
+    for of_one in groups.values():
+        _refuse_mixtures(of_one)
+    return groups
 
 
 class RowKey(NamedTuple):

@@ -88,7 +88,7 @@ def read_rows(path: Path, file_format: Format, name: str) -> AnnotationFile[Any]
         ConfigError: it has no rows.
         DataError: an entry that is not as the format says, with file and line.
     """
-    found = READERS[file_format](path, language_of(name))
+    found = READERS[file_format](path, language_of(name), None)
     if not found.rows:
         raise ConfigError(
             where=str(path), expected="an annotation file with rows",
