@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from cclm.evaluate.benchmark_table import BenchmarkTable, TableRow
-from cclm.evaluate.published import AVERAGE
+from cclm.evaluate.benchmark_table import BenchmarkTable
+from cclm.evaluate.published import AVERAGE, TableRow
 from cclm.evaluate.results import ON_TEST
 from cclm.evaluate.significance import Comparison
 from cclm.files.table_formats import FORMATS
