@@ -139,11 +139,14 @@ def _in_split(splits: Collection[str], _: Language, image: Entry) -> Captioned |
     return _captioned(folder + name_at(image, "filename"), [text(one, "a sentence's raw") for one in sentences])
 
 
-def read_coco(path: Path, language: str, problems: Problems | None = None) -> AnnotationFile[CaptionRow]:
-    """Read captions in COCO's format: COCO, STAIR, YJ, MSCOCO-it (reasons in `dropped`: image_unlisted, …)."""
+def read_coco(
+    path: Path, language: str, problems: Problems | None = None, *, only_listed: bool = False
+) -> AnnotationFile[CaptionRow]:
+    """Read captions in COCO's format: COCO, STAIR, YJ, MSCOCO-it; `only_listed` drops those whose image is not in the
+    `images` list (image_unlisted)."""
     document = object_in(path, problems)
     names = indexed(path, document, "images", _listed, problems)
-    make = partial(_of_annotation, names, _common_split(names))
+    make = partial(_of_annotation, names, "" if only_listed else _common_split(names))
     return read_captions(path, language, items_at(path, document, "annotations"), make, problems)
 
 

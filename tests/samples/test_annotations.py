@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.captions import XTD10_LANGUAGES, multi30k_paths, read_aligned
+from cclm.annotations.captions import XTD10_LANGUAGES, multi30k_paths, read_aligned, read_coco
 from cclm.annotations.check import check_folder
 from cclm.annotations.layouts import FoundFile
 from cclm.annotations.questions import read_answers
@@ -147,9 +147,11 @@ def test_wit(sample: Any) -> None:
 @pytest.mark.parametrize("sample", parameters(samples("MSCOCO-it"), by_name))
 def test_mscoco_it(sample: Any) -> None:
     """Ids are compared as numbers, so a file that writes one in both ways has fewer images than counted."""
-    file = recognised(sample).read()
+    file, listed = recognised(sample).read(), read_coco(sample.path, sample.language, only_listed=True)
     assert sum(len(row.captions) for row in file.rows) == sample.usable["captions_by_image_id"]
     assert len(file.rows) <= sample.usable["images_by_image_id"]
+    assert sum(len(row.captions) for row in listed.rows) >= sample.usable["captions_with_listed_image"]
+    assert len(listed.rows) >= sample.usable["images_listed_and_annotated"]
 
 
 @pytest.mark.parametrize(

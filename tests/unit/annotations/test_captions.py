@@ -141,9 +141,11 @@ def test_coco_joins_by_id_also_where_ids_are_texts(tmp_path: Path) -> None:
 
 
 def test_coco_builds_names_that_are_not_listed(tmp_path: Path) -> None:
-    """As in MSCOCO-it's validated set, of whose images few are listed."""
+    """As in MSCOCO-it's validated set, of whose images few are listed: both denominators."""
     path = write_json(tmp_path / "c.json", coco([5, 6, 6], [5]))
     assert read_coco(path, "it").rows[1].image == "COCO_val2014_000000000006.jpg"
+    listed = read_coco(path, "it", only_listed=True)
+    assert len(listed.rows) == 1 and listed.dropped == {"image_unlisted": 2}
     odd = write_json(tmp_path / "odd.json", coco([5, 6], [5], "{}.jpg"))
     assert read_coco(odd, "it").dropped == {"image_unlisted": 1}
 
