@@ -155,7 +155,8 @@ def _of_retrieval(run: Path, config: RunConfig, results: Sequence[Result]) -> di
     answers, images, sets = list[Answer](), dict[str, Callable[[], bytes]](), dict[str, Any]()
     places = {file_name_of(name): (name, where) for name, where in named_sets(config.finetune, "test").items()}
     for result in results:
-        name = _set_name(result)
+        # predictions/NAME.LANGUAGE.jsonl, NAME as `file_name_of` writes it
+        name = Path(result.predictions).name.removesuffix(".jsonl").removesuffix(f".{result.language}")
         if name not in sets:
             sets[name] = retrieval_set(config.finetune, config.data.cache, *places[name], "test")
             images |= {key: partial(sets[name].image, number) for number, key in enumerate(sets[name].keys)}
@@ -177,12 +178,6 @@ def _found(line: Mapping[str, Any], language: Language, text: str, english: Mapp
         images=(key,) if rank == 0 else (key, first), said=(truth or key) if rank == 0 else english.get(first, first),
         goodness=1 / (1 + rank), note=f"place {rank + 1:,}",
     )  # fmt: skip
-
-
-def _set_name(result: Result) -> str:
-    """Return the name of the test set in `predictions/NAME.LANGUAGE.jsonl`, as `file_name_of` writes it."""
-    name = Path(result.predictions).name.removesuffix(".jsonl")
-    return name.removesuffix(f".{result.language}")
 
 
 def _other_data(result: Result, row: str) -> ConfigError:

@@ -38,7 +38,6 @@ from cclm.annotations.reading import (
     entries_of,
     indexed,
     items_at,
-    mapping_at,
     name_at,
     object_in,
     read_entries,
@@ -76,7 +75,7 @@ def _of_gqa(language: Language, entry: Entry) -> QuestionRow:
         answers: Answers = () if entry.get("answer") is None else ((text_at(entry, "answer"), 1.0),)
         identity, image, question = entry[KEY], name_at(entry, "imageId"), text_at(entry, "question")
     else:
-        label = mapping_at(entry, "label") if entry.get("label") is not None else {}
+        label = {} if entry.get("label") is None else mapping(entry["label"], "an object in 'label'")
         answers = tuple((text(answer), number(score, "a score")) for answer, score in label.items())
         identity, image, question = name_at(entry, "question_id"), name_at(entry, "img_id"), text_at(entry, "sent")
     return QuestionRow(id=identity, image=f"{image}.jpg", question=question, answers=answers, language=language)

@@ -120,7 +120,9 @@ def _sorted(
     problems: Problems | None,
 ) -> tuple[Language, list[Made], int, Counter[str]]:
     """Return the language's tag, what is made of the entries, how many they are, and the reasons of dropped ones."""
-    tag = known_language(language, path) if language else ""
+    tag = language_tag(language) if language else ""
+    if tag is None:
+        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(language), str(path))
     made = list(_made(path, entries, partial(make, tag), problems))
     dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
     kept = [item for item in made if item is not None and not isinstance(item, Dropped)]
@@ -193,14 +195,6 @@ def indexed(
     return dict(pair for pair in made if pair is not None)
 
 
-def known_language(name: str, path: Path) -> Language:
-    """Return the tag of a language (DataError: it is none, reason language_unknown)."""
-    tag = language_tag(name)
-    if tag is None:
-        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(name), str(path))
-    return tag
-
-
 def text_at(entry: Mapping[str, Any], key: str) -> str:
     """Return a text that must be there; it may be blank."""
     return text(entry.get(key), f"a text in {key!r}")
@@ -212,8 +206,3 @@ def name_at(entry: Mapping[str, Any], key: str) -> str:
     if type(value) is str and value and value.isascii() and "\0" not in value:
         return value  # most of them: a million questions need not pass all that follows
     return identifier(value, f"a name in {key!r}") or refuse("line_broken", f"a name in {key!r}", "none")
-
-
-def mapping_at(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an object that must be there."""
-    return mapping(entry.get(key), f"an object in {key!r}")
