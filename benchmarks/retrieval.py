@@ -120,7 +120,7 @@ def blocks(case: Case, data: Data) -> Ranks:
             batch_size=BATCH, device=torch.device("cpu"),
         )  # fmt: skip
 
-    again = rerank_owned(texts, images, case.images, scores, SCORE_TOLERANCE)
+    again = rerank_owned(texts, images, case.images, scores)
     found: Ranks = {"t2i": forward.rank_Q, "i2t": backward.rank_Q}
     return found | {"t2i/reranked": again.text_rank_Q, "i2t/reranked": again.image_rank_Q}
 

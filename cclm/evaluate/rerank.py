@@ -129,14 +129,13 @@ def rerank_owned(
     images: Own,
     num_images: int,
     score: Callable[[PairNumbers], Float[Tensor, " p"]],
-    tolerance: float,
     exchange: Callable[[Tensor], list[Tensor]] = alone,
 ) -> Reranked:
-    """Rank the own queries anew by the scores of their candidates (`score_owned`); closer than `tolerance` are ties."""
+    """Rank the own queries anew by the scores of their candidates (`score_owned`)."""
     score_of_text_QK, score_of_image_QK, num_pairs = score_owned(texts, images, num_images, score, exchange)
     return Reranked(
-        text_rank_Q=texts.found.reranked(score_of_text_QK, tolerance),
-        image_rank_Q=images.found.reranked(score_of_image_QK, tolerance),
+        text_rank_Q=texts.found.reranked(score_of_text_QK, SCORE_TOLERANCE),
+        image_rank_Q=images.found.reranked(score_of_image_QK, SCORE_TOLERANCE),
         num_pairs=num_pairs,
     )
 

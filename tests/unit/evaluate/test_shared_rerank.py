@@ -73,7 +73,7 @@ def test_it_is_what_all_pairs_at_once_give(monkeypatch: pytest.MonkeyPatch, at_o
     def on_rank(rank: int) -> tuple[Reranked, dict[str, Tensor], dict[str, Tensor]]:
         exchange = ranks.exchange(rank)
         texts, images = (own(of, torch.arange(rank, len(of.rank_Q), size)) for of in (forward, backward))
-        again = rerank_owned(texts, images, IMAGES, told, 1e-4, exchange)
+        again = rerank_owned(texts, images, IMAGES, told, exchange)
         both = (texts, again.text_rank_Q), (images, again.image_rank_Q)
         return again, *(gathered(one.number_Q, {"rank": rank_Q}, exchange) for one, rank_Q in both)  # type: ignore[return-value]
 
