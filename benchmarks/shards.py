@@ -46,9 +46,8 @@ from cclm.views.image_text.options import ImageTextConfig
 from cclm.views.image_text.view import ImageTextSource
 from cclm.views.table import make_views
 from cclm.views.view import open_dataset
-from shards.build import build_sets
+from shards.build import build_sets, plan_set
 from shards.corpora.pair_file import PairFile
-from shards.plan import plan_set
 from shards.recipe import SetRecipe
 from tests.shard_writers import ImageShards, write_groups
 

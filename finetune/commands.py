@@ -27,7 +27,7 @@ from cclm.evaluate.table_text import KINDS, below, render, to_json
 from cclm.files.atomic import replace_text
 from cclm.files.command_line import Parser, add_command, positive, say
 from cclm.files.reading import read_json
-from cclm.files.table_formats import html_page
+from cclm.files.text import html_page
 from cclm.shardfile.schema import MANIFEST_NAME
 
 COMMANDS: Final = ("table", "forgetting", "gallery", "data", "assign")

@@ -19,8 +19,7 @@ from typing import Any, Final
 from cclm.errors import ConfigError
 from cclm.files.command_line import say
 from cclm.files.node import plain
-from cclm.files.overrides import parse_arguments
-from cclm.files.reading import read_yaml
+from cclm.files.reading import parse_arguments, read_yaml
 from cclm.files.shipped import find_shipped
 from cclm.run.launcher import adopt_place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -18,30 +19,26 @@ from cclm.errors import CclmError
 from cclm.files.atomic import make_folder
 from cclm.files.command_line import Parser, not_negative, open_output, positive
 from shards.download.options import add_command as add_download
-from shards.parts import read_share
 
 if TYPE_CHECKING:
     from cclm.shardfile.manifest import Manifest
+    from shards.scan import Share
 
 MAX_FAULTS_SHOWN: Final = 20
 
 
 def _fetch_demo(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package
-    from shards.fetch import fetch_packages
-
-    def report(package: Package, fetched: bool) -> None:
-        word = "fetched" if fetched else "there already"
-        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
+    from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, fetch_packages
 
     also = [MORE_PACKAGES[name] for name in arguments.also]
-    fetch_packages(arguments.to, [*DEMO_PACKAGES, *also], report)
+    for package, fetched in fetch_packages(arguments.to, [*DEMO_PACKAGES, *also]):
+        word = "fetched" if fetched else "there already"
+        console.out(f"{package.name} {package.version}: {word}, SHA-256 right")
     return 0
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.build import build_sets
-    from shards.plan import plan_corpus
+    from shards.build import build_sets, plan_corpus
     from shards.progress import WorkProgress
     from shards.recipe import load_recipe
     from shards.stats import left_out_in_words
@@ -125,7 +122,7 @@ def _stats(arguments: argparse.Namespace, console: Console) -> int:
     print_statistics(result, console)
     _write_json(arguments.json, result)
     if arguments.html is not None:
-        from shards.page import statistics_page
+        from shards.stats import statistics_page
 
         _write_page(arguments.html, statistics_page(result), console)
     return 0
@@ -139,8 +136,7 @@ def _write_page(path: Path, page: str, console: Console) -> None:
 
 
 def _preview(arguments: argparse.Namespace, console: Console) -> int:
-    from shards.page import preview_page
-    from shards.stats import find_sets
+    from shards.stats import find_sets, preview_page
 
     _write_page(arguments.out, preview_page(find_sets(arguments.folders), arguments.samples), console)
     return 0
@@ -280,6 +276,16 @@ def _share(text: str) -> float:
 
 
 _share.__name__ = "share from 0.9 to 1"
+
+
+def read_share(text: str) -> Share:
+    """Return the share that a command line names as "I/N"."""
+    from shards.scan import Share
+
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return Share(number=int(match[1]), of=int(match[2]))
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:

@@ -9,37 +9,107 @@ skips what is there: that is all that going on after a kill needs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from rich.console import Console
 
-from cclm.errors import DataError
 from cclm.files.atomic import file_sha256, publish, replace_bytes, sync, temporary_path
-from cclm.rows.guard import mistaken
+from cclm.files.typed import nearest
+from cclm.rows.guard import mistaken, refuse
 from cclm.shardfile import schema
+from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.manifest import Manifest
 from shards.chunks import list_chunks, mapped
-from shards.decide import decide
-from shards.drops import GROUP_MIXED, KEY_TWICE, Bucket
-from shards.parts import WHOLE, Share
-from shards.plan import SetPlan, recipe_json
-from shards.progress import Followed, WorkProgress, follow_chunks
-from shards.scan import chunks_of, is_read, scan, scan_jobs, skipped_rows
+from shards.corpora.files import accounting
+from shards.corpora.table import corpus_of
+from shards.decide import GROUP_MIXED, KEY_TWICE, Bucket, decide
+from shards.filters import read_benchmarks, read_scores
+from shards.parts import Part
+from shards.progress import Followed, WorkProgress
+from shards.recipe import SetRecipe, content_hash
+from shards.scan import WHOLE, Share, chunks_of, is_read, scan, scan_jobs, skipped_rows
 from shards.workers import EXECUTORS, RunJobs, only_builder
 from shards.write import result_of, shard_jobs, write_shard
 
 _STATE_FOLDER = ".build"
-
 Report = Callable[[str, int | None, str], WorkProgress]
 """Opens a bar: (what is done, how much there is, its unit)."""
 _SILENT: Final = partial(WorkProgress, console=Console(quiet=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetPlan:
+    """A set to build."""
+
+    name: str
+    recipe: SetRecipe
+    parts: Sequence[Part]
+    digest: str
+    """Hash of the recipe, of the files its filters read, and of every part's name and stamp: equal digests give equal
+    sets."""
+    left_out: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Files under the corpus's paths that are not read: why -> {"files": how many, "first": one of them}."""
+
+    @property
+    def seed(self) -> bytes:
+        """What the order of records is drawn from."""
+        return f"{self.recipe.seed}:{self.name}".encode()
+
+
+def plan_corpus(name: str, recipe: SetRecipe) -> SetPlan:
+    """Return the plan of a set, with an account of the files that its corpus does not read.
+    ConfigError: the files are not what the recipe says."""
+    with accounting() as account:
+        plan = plan_set(name, recipe, corpus_of(recipe.corpus, recipe.options).parts())
+        read_benchmarks(recipe.filters)
+        check_scores(recipe)
+    return replace(plan, left_out=account.kinds())
+
+
+def check_scores(recipe: SetRecipe) -> None:
+    """Check that the filters' scores are of such a set, and have the languages that the recipe names."""
+    if recipe.filters.model_scores is None:
+        return
+    scores = read_scores(recipe.filters.model_scores)
+    if scores.summary.view != recipe.view.value:
+        do = "Score a set of this view (`cclm score`), or correct filters.model_scores."
+        mistaken(f"scores of {recipe.view.value} samples", f"of {scores.summary.view}", do, scores.folder)
+    known = list(scores.summary.languages)
+    for label in recipe.filters.min_score_percentiles:
+        if label not in known:
+            near = nearest(label, known, []) or ", ".join(known)
+            do = "Pairs have both languages in alphabetical order (de-en)."
+            mistaken("languages that have scores", f"{label} in min_score_percentiles (nearest: {near})", do)
+
+
+def plan_set(name: str, recipe: SetRecipe, parts: Sequence[Part]) -> SetPlan:
+    """Return the plan of a set. ConfigError: two parts have one name, or a file of the filters is missing."""
+    names = [part.name for part in parts]
+    if len(set(names)) != len(names):
+        again, do = max(names, key=names.count), "Give the files of the corpus different names."
+        mistaken("parts with names of their own", f"{again!r} again", do, name)
+    digest = hashlib.sha256(canonical_json([recipe_json(recipe), content_hash(recipe.filters)]))
+    for part in parts:
+        digest.update(f"{part.name}\0{part.stamp}\0".encode("utf-8", "surrogatepass"))
+    return SetPlan(name=name, recipe=recipe, parts=parts, digest=digest.hexdigest())
+
+
+def recipe_json(recipe: SetRecipe) -> dict[str, Any]:
+    """Return a set's recipe as JSON values. Where packages lie is left out: it does not change what is built."""
+    options = {
+        key: value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
+        for key, value in recipe.options.items()
+        if key != "packages"
+    }
+    return asdict(recipe) | {"view": recipe.view.value, "options": options}
 
 
 def build_sets(
@@ -59,14 +129,10 @@ def build_sets(
     is too slow. At last comes a build without a share, which finds the others' shards and writes the manifests.
 
     Args:
-        plans: what to build.
-        out: parent of the sets' folders.
         reads: read the corpora; otherwise all tasks must have done it.
         share: do only this share of reading, or, without `reads`, of writing; then no manifest is written.
         workers: processes; the result is the same for any number.
         command: goes into the manifests.
-        executor: a key of EXECUTORS.
-        report: opens the progress bars.
 
     Raises:
         ConfigError: a folder holds another build, or one is running there, or a task has not finished reading.
@@ -91,8 +157,6 @@ def build_sets(
 
 
 class _SetBuild:
-    """One set on its way from parts to a manifest."""
-
     def __init__(self, plan: SetPlan, folder: Path, run: RunJobs, report: Report) -> None:
         self._plan, self._folder, self._run, self._report = plan, folder, run, report
         self._state = folder / _STATE_FOLDER
@@ -109,10 +173,8 @@ class _SetBuild:
         else:
             return False
         if digest != self._plan.digest:
-            expected, got = (
-                "an empty folder, or the same build to go on with",
-                "a build of another recipe or of a corpus that has changed",
-            )
+            expected = "an empty folder, or the same build to go on with"
+            got = "a build of another recipe or of a corpus that has changed"
             mistaken(expected, got, "Remove the folder, or choose another --out.", self._folder)
         if manifest_path.exists() and self._state.exists():
             shutil.rmtree(self._state)  # killed between the manifest and the end
@@ -132,7 +194,7 @@ class _SetBuild:
         jobs = list(scan_jobs(plan.parts, self._chunks, plan.seed, plan.recipe, share, workers))
         with (
             self._report(f"{plan.name}: reading", None, "records") as progress,
-            follow_chunks(self._chunks, progress) as followed,
+            Followed(self._chunks, progress) as followed,
         ):
             for _ in self._run(scan, jobs):
                 self._check_bad_share(followed.look(), at_end=False)
@@ -194,7 +256,6 @@ class _SetBuild:
         sync(self._folder)
 
     def _write_quarantine(self) -> None:
-        """Write the lines of every shard's range."""
         temporary = temporary_path(self._quarantine)
         with temporary.open("wb") as file:
             for job in self._jobs:
@@ -226,13 +287,10 @@ class _SetBuild:
         with self._quarantine.open("rb") as file:
             first = f"; the first: {json.loads(line)['message']}" if (line := file.readline()) else ""
         most = f"{self._plan.recipe.max_bad_fraction:.2%}"
-        raise DataError(
-            reason="too_many_bad",
-            expected=f"at most {most} of {units:,} records broken, and one that is kept",
-            got=f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read(),
-            do=f"Read {self._quarantine}, mend the corpus, or raise max_bad_fraction in the recipe.",
-            where=self._plan.name,
-        )
+        expected = f"at most {most} of {units:,} records broken, and one that is kept"
+        got = f"{sum(refused.values()):,} refused ({reasons}){first}" if refused else self._nothing_read()
+        do = f"Read {self._quarantine}, mend the corpus, or raise max_bad_fraction in the recipe."
+        refuse("too_many_bad", expected, got, self._plan.name, do)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

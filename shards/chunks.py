@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 
@@ -48,6 +49,8 @@ sketches of its content. `document`: the JSON member."""
 TEXT_CHUNK_SCHEMA: Final = pa.schema([*_COMMON, *_PAIR])
 """The common columns, and the pair; `key` is its group."""
 CODE_SCHEMA: Final = pa.schema([("code", _U64), ("row", pa.uint32())])
+ROW_ORDER: Final = [("order", "ascending"), ("key", "ascending"), ("position", "ascending")]
+"""In which rows of chunks are sorted."""
 
 
 def order_of(key: str, seed: bytes) -> int:
@@ -121,7 +124,7 @@ class ChunkWriter:
             publish(self._temporary, self._name.path(self._folder, "images"))
         columns: dict[str, list[Any]] = {name: [row.get(name) for row in self._rows] for name in self._schema.names}
         table = pa.table(columns, schema=self._schema)
-        places = _sorted_places(table["order"].to_numpy(), columns["key"], columns["position"])
+        places = pc.sort_indices(table, sort_keys=ROW_ORDER).to_numpy()
         rank = np.empty(len(places), dtype=np.uint32)
         rank[places] = np.arange(len(places), dtype=np.uint32)
         for sketch in sketches:
@@ -130,10 +133,9 @@ class ChunkWriter:
         write_sorted(self._name.path(self._folder), described)
 
     def _code_table(self, sketch: str, rank: Any) -> Any:
-        codes, numbers = (np.array(column, dtype=np.uint64) for column in self._codes.get(sketch, ([], [])))
-        rows = rank[numbers]
-        places = np.lexsort((rows, codes))
-        return pa.table([pa.array(codes[places]), pa.array(rows[places])], schema=CODE_SCHEMA)
+        codes, numbers = self._codes.get(sketch, ([], []))
+        table = pa.table([codes, rank[np.array(numbers, dtype=np.intp)]], schema=CODE_SCHEMA)
+        return table.sort_by([("code", "ascending"), ("row", "ascending")])
 
     def abandon(self) -> None:
         """Remove what was written."""
@@ -148,27 +150,6 @@ def write_sorted(path: Path, table: Any) -> None:
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(use_threads=False)) as writer:
         writer.write_table(table.combine_chunks())
     replace_bytes(path, sink.getvalue(), durable=True)
-
-
-def _sorted_places(orders: Any, keys: Sequence[str], positions: Sequence[int]) -> Any:
-    """Return the permutation that sorts rows by (order, key, position).
-
-    Keys are compared only where two orders are equal: the same key again, or one pair of keys in 2**64.
-    """
-    places = np.lexsort((np.asarray(positions, dtype=np.uint64), orders))
-    sorted_orders = orders[places]
-    starts = np.flatnonzero(np.r_[True, sorted_orders[1:] != sorted_orders[:-1]])
-    stops = np.r_[starts[1:], len(places)]
-    several = stops - starts > 1
-    for start, stop in zip(starts[several], stops[several], strict=True):
-        places[start:stop] = sorted(places[start:stop], key=lambda place: (keys[place], positions[place]))
-    return places
-
-
-def sort_rows(table: Any) -> Any:
-    """Return a table of chunk rows sorted by (order, key, position)."""
-    places = _sorted_places(table["order"].to_numpy(), table["key"].to_pylist(), table["position"].to_numpy())
-    return table.take(pa.array(places))
 
 
 @contextmanager

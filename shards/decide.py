@@ -6,7 +6,7 @@
 Each arrow works on one range of hashes at a time, so memory holds about BUCKET_ROWS rows whatever the set's size, and
 ranges may be given to many processes. A record goes if one that stands before it in the set (by the hash of the key,
 not by the order of the corpus) is like it: nothing is carried from one range to the next, so any split gives the same
-answer.
+answer. Whether a row stands in its set is a pure function of the row, of the drops that were found, and of the rates.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +28,122 @@ from cclm.files.atomic import replace_bytes
 from cclm.shardfile.codec import canonical_json
 from cclm.shardfile.writer import starts_of_groups
 from cclm.types import View
-from shards.chunks import CODE_SCHEMA, LAST_ORDER, RECORD, ChunkName, chunk_facts, gather, list_chunks, mapped
-from shards.drops import DROP_SCHEMA, DUPLICATE, GROUP_MIXED, KEY_TWICE, NEAR_DUPLICATE, Bucket
+from shards.chunks import (
+    CODE_SCHEMA,
+    IMAGE_CHUNK_SCHEMA,
+    LAST_ORDER,
+    RECORD,
+    ROW_ORDER,
+    TEXT_CHUNK_SCHEMA,
+    ChunkName,
+    chunk_facts,
+    gather,
+    list_chunks,
+    mapped,
+    order_of,
+    write_sorted,
+)
 from shards.recipe import SamplingSettings, SetRecipe
 from shards.sketch import similar
 from shards.workers import RunJobs
 
+DROP_SCHEMA: Final = pa.schema(
+    [("order", pa.uint64()), ("position", pa.uint64()), ("reason", pa.string()), ("other", pa.large_string())]
+)
+"""A unit that goes because of others; `other` is the key of the one that stays."""
+
+KEY_TWICE, GROUP_MIXED = "key_twice", "group_mixed"
+DUPLICATE, NEAR_DUPLICATE, SAMPLED_OUT = "duplicate", "near_duplicate", "sampled_out"
+_BEFORE: Final = (KEY_TWICE, GROUP_MIXED, DUPLICATE, NEAR_DUPLICATE)
+"""A unit that goes for several reasons goes for the first of these."""
+
+_STAGES: Final = {KEY_TWICE: "make", GROUP_MIXED: "make", SAMPLED_OUT: "sampling"}
+_MESSAGES: Final = {
+    KEY_TWICE: "expected each key once in a set, got {key!r} again",
+    GROUP_MIXED: "expected pairs of one group to share text_a and lang_a, got another sentence in group {key!r}",
+    DUPLICATE: "expected content that no other record has, got that of {other!r}",
+    NEAR_DUPLICATE: "expected content unlike that of other records, got nearly that of {other!r}",
+    SAMPLED_OUT: "expected the share of {label!r} that sampling keeps, got one more",
+}
 BUCKET_ROWS: Final = 1 << 20
 """Rows of one range of keys; a range of codes has a quarter, because what meets there is compared in Python."""
 MAX_LEADERS: Final = 256
 """Records of one code that later ones are compared with; more are unlike each other, and their code says little."""
+
+
+class Drop(NamedTuple):
+    """Why a unit goes."""
+
+    reason: str
+    other: str
+
+    def line(self, key: str, source: str, label: str) -> dict[str, Any]:
+        """Return the fields of its line in quarantine."""
+        message = _MESSAGES[self.reason].format(key=key, other=self.other, label=label)
+        stage = _STAGES.get(self.reason, "duplicates")
+        return {"key": key, "source": source, "stage": stage, "reason": self.reason, "message": f"{key}: {message}."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A range of hashes of a set, what was read of it, and what was decided about it so far."""
+
+    chunks: Path
+    drops: Path
+    """Folder of files of DROP_SCHEMA, sorted by order."""
+    recipe: SetRecipe
+    seed: bytes
+    name: str = ""
+    """Of the file of drops that looking at this range gives; "exact-…" and "near-…" say which sketch."""
+    first: int = 0
+    last: int = LAST_ORDER
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Share that is kept, by label; a label that is not named is kept whole."""
+
+    def rows(self, columns: Sequence[str] = ()) -> Any:
+        """Return the rows of every chunk in this range of orders, sorted; no columns: all."""
+        schema = IMAGE_CHUNK_SCHEMA if self.recipe.view is View.IMAGE_TEXT else TEXT_CHUNK_SCHEMA
+        paths = [name.path(self.chunks) for name in list_chunks(self.chunks)]
+        return gather(paths, self.first, self.last, columns or schema.names, schema).sort_by(ROW_ORDER)
+
+    def judged(self, rows: Any) -> tuple[Any, dict[int, Drop]]:
+        """Return which of some rows of this range (with key, position, kind, label) stand in the set, an array of bool,
+        and why records go, by position."""
+        dropped: dict[int, Drop] = {}
+        paths = sorted(self.drops.glob("*.arrow"))
+        for row in gather(paths, self.first, self.last, DROP_SCHEMA.names, DROP_SCHEMA).to_pylist():
+            drop = Drop(row["reason"], row["other"])
+            known = dropped.get(row["position"])
+            if known is None or (_BEFORE.index(drop.reason), drop.other) < (_BEFORE.index(known.reason), known.other):
+                dropped[row["position"]] = drop
+        if any(rate < 1 for rate in self.rates.values()):
+            for row in rows.select(["key", "position", "kind", "label"]).to_pylist():
+                if row["kind"] == RECORD and row["position"] not in dropped and not self._is_drawn(row):
+                    dropped[row["position"]] = Drop(SAMPLED_OUT, "")
+        is_record = pc.equal(rows["kind"], RECORD).to_numpy(zero_copy_only=False)
+        is_dropped = np.isin(rows["position"].to_numpy(), np.fromiter(dropped, dtype=np.uint64))
+        return is_record & ~is_dropped, dropped
+
+    def _is_drawn(self, row: Mapping[str, Any]) -> bool:
+        """Draw by the key alone: the same records whatever the order of the corpus; a group's pairs of one label
+        together."""
+        rate = self.rates.get(row["label"], 1.0)
+        return rate >= 1 or order_of(f"{row['label']}\0{row['key']}", b"sampling:" + self.seed) < rate * 2.0**64
+
+    def survivors(self) -> Any:
+        """Return the sorted rows (order, key, position, kind, label) that stand in the set."""
+        rows = self.rows(["order", "key", "position", "kind", "label"])
+        return rows.filter(pa.array(self.judged(rows)[0]))
+
+    @property
+    def found(self) -> Path:
+        """The file of the drops that looking at this range gives."""
+        return self.drops / f"{self.name}.arrow"
+
+    def save(self, drops: Sequence[Mapping[str, Any]]) -> None:
+        """Write them."""
+        table = pa.Table.from_pylist(sorted(drops, key=lambda drop: (drop["order"], drop["position"])), DROP_SCHEMA)
+        write_sorted(self.found, table)
 
 
 def decide(path: Path, whole: Bucket, run: RunJobs) -> tuple[list[tuple[int, str]], dict[str, float]]:

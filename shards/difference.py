@@ -23,14 +23,9 @@ MAX_EXAMPLES: Final = 10
 def difference(before: Path, after: Path) -> dict[str, Any]:
     """Return what was added, removed and changed between two sets.
 
-    Returns:
-        `added`, `removed`, `changed`, `same`: numbers of samples; `examples`: up to MAX_EXAMPLES keys of each of the
-        first three, in the order of their set; `counts`: for `languages`, `sources` and `licences`, name -> (before,
-        after) where they differ.
-
-    Raises:
-        ConfigError: the sets have different views.
-        DataError: a set that cannot be read.
+    `added`, `removed`, `changed`, `same`: numbers of samples; `examples`: up to MAX_EXAMPLES keys of each of the first
+    three, in the order of their set; `counts`: for `languages`, `sources` and `licences`, name -> (before, after) where
+    they differ. ConfigError: the sets have different views. DataError: a set that cannot be read.
     """
     old, new = ShardSet(before), ShardSet(after)
     if old.view is not new.view:
@@ -78,7 +73,6 @@ def _hashes(shards: ShardSet) -> tuple[Any, Any]:
 
 
 def _examples(shards: ShardSet, hashes: Any) -> list[str]:
-    """Return the keys of the first of some hashes, in the order of the set."""
     wanted = np.sort(hashes)
     found: list[str] = []
     for shard, samples in enumerate(shards.samples_per_shard):

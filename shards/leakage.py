@@ -23,15 +23,15 @@ from cclm.annotations.layouts import FoundFile, find_files
 from cclm.annotations.retrieval import ALL_SPLITS, list_of_split, rows_of_split
 from cclm.annotations.rows import AnyRow, CaptionRow, QuestionRow, images_of
 from cclm.annotations.tasks import TASKS
-from cclm.errors import ConfigError, DataError
+from cclm.errors import DataError
 from cclm.files.atomic import file_sha256
 from cclm.files.text import did_you_mean
+from cclm.rows.guard import mistaken
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import manifest_bytes, open_set
 from cclm.types import View
-from shards.benchmark import normal_text
-from shards.sketch import differing_bits, perceptual_hash
-from shards.source_image import SourceImage
+from shards.filters import normal_text
+from shards.sketch import SourceImage, differing_bits, perceptual_hash
 
 NUM_EXAMPLES: Final = 5
 """Of each file, told with the counts."""
@@ -62,16 +62,9 @@ def leakage(
 ) -> dict[str, Any]:  # fmt: skip
     """Return counts by test file, and what they were counted in, as JSON has it.
 
-    Args:
-        task, folder: whose annotation files lie where.
-        images: folders with its images; none: only sentences are compared.
-        sets: shard sets, or their addresses.
-        distance: bits of 64 in which the perceptual hashes of images may differ that look the same.
-        advance: told how many samples were looked at.
-
-    Raises:
-        ConfigError: no such task, or no test file in the folder.
-        DataError: a file or a set that cannot be read.
+    The task's annotation files lie in `folder`, its images in `images` (none: only sentences are compared), whose
+    perceptual hashes may differ in `distance` bits of 64. `advance` is told how many samples were looked at.
+    ConfigError: no such task, or no test file in the folder. DataError: a file or a set that cannot be read.
     """
     files = [_read(file, images) for file in _test_files(task, folder)]
     for where in sets:
@@ -90,11 +83,11 @@ def leakage(
 def _test_files(task: str, folder: Path) -> list[FoundFile]:
     if task not in TASKS:
         do = f"Choose one of {', '.join(TASKS)}."
-        raise ConfigError(expected="a task", got=task + did_you_mean(task, TASKS), do=do)
+        mistaken("a task", task + did_you_mean(task, TASKS), do)
     files = [one for one in find_files(TASKS[task], folder) if _is_measured_on(one)]
     if not files:
         do = f"`python -m finetune data check {task} {folder}` says what it looks for."
-        raise ConfigError(where=str(folder), expected=f"files that {task} is measured on", got="none", do=do)
+        mistaken(f"files that {task} is measured on", "none", do, folder)
     return files
 
 

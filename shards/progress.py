@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -21,13 +20,9 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class WorkProgress:
-    """Counts work that is done; a context manager.
+    """Counts work that is done, in units with a name in the plural; a context manager.
 
-    Args:
-        label: what is being done.
-        total: how much there is; None: not known, so there is throughput but no ETA.
-        unit: of what, in the plural.
-        console: where to; a console that is no terminal gets a line every ten seconds.
+    Without a total there is throughput but no ETA; a console that is no terminal gets a line every ten seconds.
     """
 
     def __init__(self, label: str, total: int | None, unit: str, console: Console) -> None:
@@ -78,19 +73,32 @@ class WorkProgress:
 
 
 class Followed:
-    """Chunks that appear in a folder, by whatever process or machine; `on_records` is called with the number of records
-    of new ones, and whether they were there at the beginning."""
+    """Chunks that appear in a folder, of whatever process or machine; inside a `with` block a bar moves with them."""
 
-    def __init__(self, chunks: Path, on_records: Callable[[int, bool], None] = lambda _records, _before: None) -> None:
+    def __init__(self, chunks: Path, progress: WorkProgress | None = None) -> None:
         self.facts: Counter[str] = Counter()
         """Sums over the chunks: `records` of the corpus, `units` that the counts add up in, and of them `bad` ones,
         which the corpus has broken, as opposed to those that a filter refused."""
         self.of_parts: Counter[int] = Counter()
         """Records by part."""
-        self._chunks, self._on_records = chunks, on_records
+        self._chunks, self._progress = chunks, progress
         self._seen: set[ChunkName] = set()
-        self._lock = threading.Lock()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self.look(at_begin=True)
+
+    def __enter__(self) -> Followed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SECONDS_BETWEEN_LOOKS):
+            self.look()
 
     def look(self, *, at_begin: bool = False) -> Counter[str]:
         """Add the chunks that are new; return the sums."""
@@ -101,7 +109,8 @@ class Followed:
                     facts = chunk_facts(name.path(self._chunks))
                     self.facts.update(facts)
                     self.of_parts[name.part] += facts["records"]
-                    self._on_records(facts["records"], at_begin)
+                    if self._progress is not None:
+                        self._progress.advance(facts["records"], done_before=at_begin)
         return self.facts
 
     def guess_of_all(self, ended: Collection[int], num_parts: int) -> int | None:
@@ -109,23 +118,3 @@ class Followed:
         if not ended:
             return None
         return max(self.facts["records"], round(sum(self.of_parts[part] for part in ended) / len(ended) * num_parts))
-
-
-@contextmanager
-def follow_chunks(chunks: Path, progress: WorkProgress) -> Iterator[Followed]:
-    """Move a progress bar on while chunks appear in a folder."""
-    stop = threading.Event()
-    followed = Followed(chunks, lambda records, before: progress.advance(records, done_before=before))
-
-    def watch() -> None:
-        while not stop.wait(SECONDS_BETWEEN_LOOKS):
-            followed.look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield followed
-    finally:
-        stop.set()
-        thread.join()
-        followed.look()

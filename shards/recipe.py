@@ -14,11 +14,9 @@ from typing import Annotated, Any, Literal
 
 from cclm.files.atomic import file_sha256
 from cclm.files.document import read_document
-from cclm.files.hints import nearest, options_of
 from cclm.files.node import Node, plain
-from cclm.files.overrides import with_override
-from cclm.files.reading import raise_problems
-from cclm.files.typed import Converter
+from cclm.files.reading import raise_problems, with_override
+from cclm.files.typed import Converter, nearest, options_of
 from cclm.rows.guard import mistaken
 from cclm.shardfile.schema import KEY_PATTERN
 from cclm.shardfile.scores import SCORE_FILES, StoredScores
@@ -97,9 +95,7 @@ class FilterSettings:
 
 def content_hash(settings: FilterSettings) -> str:
     """Return a hash of what the filters' files hold: it decides what is built, as the recipe does.
-
-    ConfigError: one of them does not exist, or a folder holds no image.
-    """
+    ConfigError: one of them does not exist, or a folder holds no image."""
     files = [Path(name) for name in (settings.blocked_words, *settings.benchmark_texts) if name]
     if settings.model_scores:
         scores = StoredScores(Path(settings.model_scores))
@@ -196,14 +192,10 @@ class Recipe:
 
 
 def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
-    """Read and check a recipe.
+    """Read a recipe file, `sets: {NAME: {view: …, corpus: …, options: {…}, …}}`.
 
-    Args:
-        path: a file with `sets: {NAME: {view: …, corpus: …, options: {…}, …}}`.
-        packages: given to corpora that have an option `packages` of which the recipe says nothing.
-
-    Raises:
-        ConfigError: naming everything that is wrong with it.
+    `packages` is given to corpora that have an option `packages` of which the recipe says nothing. ConfigError: naming
+    everything that is wrong with it.
     """
     converter = Converter()
     root = read_document(Path(path), converter.problems)
@@ -218,7 +210,6 @@ def load_recipe(path: Path | str, packages: Path | None = None) -> Recipe:
 
 
 def _entries(root: Node) -> Mapping[str, Mapping[str, Node]]:
-    """The keys of every set, as far as they are there."""
     sets = _inside(_inside(root).get("sets"))
     return {name: _inside(entry) for name, entry in sets.items()}
 
@@ -228,7 +219,6 @@ def _inside(node: Node | None) -> dict[str, Node]:
 
 
 def _with_packages(root: Node, packages: Path | None) -> Node:
-    """Tell corpora of packages where these lie."""
     for name, entry in _entries(root).items() if packages is not None else ():
         corpus = entry["corpus"].value if "corpus" in entry else None
         kind = CORPORA[corpus][1] if isinstance(corpus, str) and corpus in CORPORA else None

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cclm.errors import DataError
 from cclm.files.atomic import replace_bytes
@@ -34,12 +34,28 @@ from shards.chunks import (
     order_of,
     position_of,
 )
-from shards.corpora.entries import refused
 from shards.filters import Refusal, refusal_of_image, refusal_of_pair, refusal_of_text
-from shards.parts import LazyRecord, Part, Share, UnwantedError
+from shards.parts import LazyRecord, Part, UnwantedError, refused
 from shards.recipe import SetRecipe
-from shards.sketch import exact_sketch, exact_sketch_of_pair, near_sketch_of_image, near_sketch_of_pair
-from shards.source_image import SourceImage, written_anew
+from shards.sketch import (
+    SourceImage,
+    exact_sketch,
+    exact_sketch_of_pair,
+    near_sketch_of_image,
+    near_sketch_of_pair,
+    written_anew,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Task `number` of `of`, counted from 0 as Slurm does with `--array=0-N`."""
+
+    number: int
+    of: int
+
+
+WHOLE: Final = Share(number=0, of=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +76,7 @@ class ScanJob:
 
 def scan(job: ScanJob) -> int:
     """Write a job's chunks; return how many there were to write.
-
-    Raises:
-        ConfigError: the part cannot be read at all.
-        MissingDependencyError: a filter needs an optional package.
-    """
+    ConfigError: the part cannot be read at all. MissingDependencyError: a filter needs an optional package."""
     if is_read(job.chunks, job.number, job.lane, job.lanes):
         return 0
     skipped: dict[str, Counter[str]] = {}
@@ -98,7 +110,6 @@ def _records_of(part: Part, skipped: dict[str, Counter[str]]) -> Iterator[LazyRe
 
 
 def _end_path(folder: Path, part: int) -> Path:
-    """Where the number of a part's chunks stands once it was read to its end."""
     return folder / f"{part:06d}.end"
 
 
@@ -128,8 +139,6 @@ def is_read(folder: Path, part: int, lane: int = 0, lanes: int = 1) -> bool:
 
 
 class _Chunk:
-    """One chunk on its way to the disk."""
-
     def __init__(self, job: ScanJob, name: ChunkName) -> None:
         self._recipe, self._seed, self._name = job.recipe, job.seed, name
         self._is_image = job.recipe.view is View.IMAGE_TEXT

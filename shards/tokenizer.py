@@ -67,15 +67,11 @@ def _empty_tokenizer() -> Any:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, character_coverage: float = 1.0) -> Any:
-    """Return a trained `tokenizers.Tokenizer`; the same texts in any order give the same tokenizer.
+    """Return a trained `tokenizers.Tokenizer`; the same texts in any order give the same; one twice counts twice.
 
-    Args:
-        texts: to train on; one that comes twice counts twice.
-        vocab_size: number of tokens, special ones included; fewer if the texts have not so many pieces.
-        character_coverage: share of the texts' characters that have a piece; the rarest others become `<unk>`.
-
-    Raises:
-        ConfigError: too small for the characters of the texts, or texts that the trainer refuses.
+    `vocab_size` counts special tokens; it may be less if the texts have not so many pieces. `character_coverage`: share
+    of the texts' characters that have a piece; the rarest others become `<unk>`. ConfigError: too small for the
+    characters of the texts, or texts that the trainer refuses.
     """
     from tokenizers import AddedToken, models, processors
 
@@ -121,14 +117,8 @@ def _check_size(words: Mapping[str, int], vocab_size: int, num_special: int, cov
 
 
 def write_tokenizer(tokenizer: Any, folder: Path, max_tokens: int, training: Mapping[str, Any]) -> None:
-    """Write tokenizer.json and tokenizer_config.json, as `transformers.AutoTokenizer` reads them, and training.json.
-
-    Args:
-        tokenizer: of `train_tokenizer`.
-        folder: is made if missing.
-        max_tokens: model_max_length, `<s>` and `</s>` included.
-        training: what it was made of and how.
-    """
+    """Write tokenizer.json and tokenizer_config.json, as `transformers.AutoTokenizer` reads them, and training.json:
+    what it was made of and how. `max_tokens` is model_max_length, `<s>` and `</s>` included."""
     import sentencepiece
 
     config = {

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from cclm.errors import ConfigError, DataError
 from cclm.files.atomic import make_folder
 from cclm.files.lock import locked_folder
-from cclm.rows.guard import optional_library
+from cclm.rows.guard import bad, optional_library
 from cclm.run.signals import die_with_parent
 
 Job = TypeVar("Job")
@@ -30,9 +30,7 @@ RunJobs = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, An
 def only_builder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock on a folder, made if missing, so that two builds never write into it at once; a killed build's lock
     is gone with it. Shared, for one of many tasks of one build: others may be at work, a whole build may not.
-
-    ConfigError: another process builds there. CclmError: the folder cannot be made.
-    """
+    ConfigError: another process builds there. CclmError: the folder cannot be made."""
     make_folder(folder)
     got, do = "one that is running", "Wait for it, or choose another --out."
     busy = ConfigError(expected="no other build in this folder", got=got, do=do, where=str(folder))
@@ -131,8 +129,6 @@ class RayWorkers(Workers):
 
 
 class _RayPool:
-    """Ray as far as it is an executor."""
-
     def __init__(self, ray: Any) -> None:
         self._ray, self._call = ray, ray.remote(max_retries=3)(_call)
 
@@ -149,12 +145,8 @@ def _call(function: Callable[[Job], Result], job: Job) -> Result:
 
 
 def _worker_died(how: str) -> DataError:
-    return DataError(
-        reason="worker_died",
-        expected="worker processes that live",
-        got=f"one that was killed ({how})",
-        do="Run the same command again: what is finished is kept. Fewer --workers need less memory.",
-    )
+    do = "Run the same command again: what is finished is kept. Fewer --workers need less memory."
+    return bad("worker_died", "worker processes that live", f"one that was killed ({how})", do=do)
 
 
 EXECUTORS: Final[dict[str, type[Workers]]] = {"processes": Workers, "ray": RayWorkers}

@@ -25,7 +25,7 @@ from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import View
 from shards.chunks import LAST_ORDER, RECORD, TEXT, chunk_of
-from shards.drops import Bucket, Drop
+from shards.decide import Bucket, Drop
 from shards.scan import quarantine_line
 
 MOST_OPEN: Final = 128
@@ -162,7 +162,7 @@ def _quarantine(job: ShardJob, rows: Any, drops: Mapping[int, Drop]) -> tuple[di
     is_image = job.bucket.recipe.view is View.IMAGE_TEXT
     for row in rows.to_pylist():
         if row["kind"] == RECORD:
-            source = json.loads(row["document"])[schema.FIELD_SOURCE] if is_image else row["source"]
+            source = json.loads(row["document"])["source"] if is_image else row["source"]
             fields = drops[row["position"]].line(row["key"], source, row["label"])
             if not is_image:
                 fields |= {name: row[name] for name in ("lang_a", "text_b", "lang_b")}

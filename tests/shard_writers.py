@@ -7,10 +7,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cclm.shardfile.codec import table_of_pairs
+import pyarrow as pa
+
 from cclm.shardfile.manifest import ShardInfo
+from cclm.shardfile.schema import PAIR_SCHEMA
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, TextPair
+
+
+def table_of_pairs(pairs: Sequence[TextPair]) -> Any:
+    return pa.Table.from_pylist(list(map(vars, pairs)), PAIR_SCHEMA)
 
 
 class ImageShards:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cclm.shardfile.codec import table_of_pairs
 from cclm.shardfile.manifest import Manifest
+from cclm.shardfile.schema import PAIR_SCHEMA
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import ImageTextRecord, Region, TextPair, View
 
@@ -88,7 +89,7 @@ def write_pairs(folder: Path, count: int, sentences: Sentences) -> None:
         for number in range(count)
     ]
     with TextPairShardWriter(folder, "pairs", 0) as writer:
-        writer.add_groups(table_of_pairs(pairs))
+        writer.add_groups(pa.Table.from_pylist(list(map(vars, pairs)), PAIR_SCHEMA))
     assert writer.info is not None
     Manifest(view=View.TEXT_PAIR, shards=(writer.info,)).save(folder)
 

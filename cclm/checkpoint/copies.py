@@ -31,7 +31,7 @@ from cclm.run.checkpoints import (
     step_folder,
     visible_checkpoints,
 )
-from cclm.shardfile.fetch import DamagedFileError
+from cclm.shardfile.cache import DamagedFileError
 
 PINS = f"{OF_RUN}{FOLDER}/{PINNED}"
 BESIDE = ".run"

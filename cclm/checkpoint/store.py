@@ -31,7 +31,7 @@ from cclm.run.checkpoints import (
 from cclm.run.identity import run_identity
 from cclm.run.rollbacks import read_rollbacks
 from cclm.run.status import DONE_NAME
-from cclm.shardfile.fetch import FetchError, fetch, open_system
+from cclm.shardfile.cache import FetchError, fetch, open_system
 
 COPIED = "copied.json"
 OF_CHECKPOINT, OF_RUN = "checkpoint/", "run/"

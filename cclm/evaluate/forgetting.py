@@ -26,7 +26,7 @@ from cclm.evaluate.benchmark_table import (
 from cclm.evaluate.published import AVERAGE
 from cclm.evaluate.scores import METRICS
 from cclm.evaluate.significance import Comparison, Spread
-from cclm.files.table_formats import FORMATS
+from cclm.files.text import FORMATS
 
 HEAD: Final = ("language", "before", "after", "change", "95 % interval", "p")
 _OTHER_MODEL: Final = ("model", "protocol", "shots", "selected_on")
@@ -98,7 +98,7 @@ def _change(choice: Choice, before: Mapping[RowKey, Sequence[Found]], key: RowKe
 
 
 def render_changes(found: Sequence[Change], kind: str) -> str:
-    """Return changes as text: "json", or a format of `cclm.files.table_formats`."""
+    """Return changes as text: "json", or a format of `cclm.files.text`."""
     if kind == "json":
         return json.dumps([asdict(change) for change in found], ensure_ascii=False, indent=1)
     return "\n\n".join(FORMATS[kind](HEAD, _rows(change), change.title) for change in found)

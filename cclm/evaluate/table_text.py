@@ -12,7 +12,7 @@ from cclm.evaluate.benchmark_table import BenchmarkTable
 from cclm.evaluate.published import AVERAGE, TableRow
 from cclm.evaluate.results import ON_TEST
 from cclm.evaluate.significance import Comparison
-from cclm.files.table_formats import FORMATS
+from cclm.files.text import FORMATS
 
 KINDS: Final = (*FORMATS, "json")
 

@@ -21,10 +21,7 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 def replace_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Make `data` the content of `path`; missing folders are made. Processes of any machine may write it at once.
-
-    Raises:
-        OSError: with the name of a file, whatever failed; `path` is as it was.
-    """
+    OSError: with the name of a file, whatever failed; `path` is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
@@ -65,10 +62,7 @@ def sync(path: Path) -> None:
 
 def make_folder(folder: Path) -> Path:
     """Make the folder, with its parents, unless it is there; return it.
-
-    Raises:
-        CclmError: it cannot be made, or nothing can be written in it; raised from the OSError, if there is one.
-    """
+    CclmError: it cannot be made, or nothing can be written in it; raised from the OSError, if there is one."""
     expected, do = "a folder that can be made and written in", "Choose another folder, or mend its permissions."
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,6 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _command_of(self, options: argparse.Namespace) -> argparse.ArgumentParser:
-        """Return the parser of the command that was given; without commands this one."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 found: argparse.ArgumentParser = action.choices[getattr(options, action.dest)]

@@ -15,8 +15,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
-from cclm.files.hints import Kinds, inside_of, is_required, members_of, options_of, words_for
 from cclm.files.reading import to_plain
+from cclm.files.typed import Kinds, inside_of, is_required, members_of, options_of, words_for
 
 _WIDTH = 110
 

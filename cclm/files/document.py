@@ -30,11 +30,7 @@ def read_document(path: Path, problems: list[Problem]) -> Node | None:
 
 
 def parse_document(text: str, name: str, problems: list[Problem], suffix: str = ".yaml") -> Node:
-    """Parse the text of a file of this name.
-
-    Raises:
-        BrokenError: it is not of the form that the suffix says.
-    """
+    """Parse the text of a file of this name. BrokenError: it is not of the form that the suffix says."""
     if suffix == ".json":
         return _parse_json(text, name, problems)
     return _parse_toml(text, name) if suffix == ".toml" else parse_yaml(text, name + ":{}", problems)
@@ -83,10 +79,8 @@ def _parse_toml(text: str, name: str) -> Node:
 def parse_yaml(text: str, place: str, problems: list[Problem]) -> Node:
     """Parse one YAML document; an empty one is null. Keys that stand twice go to `problems`.
 
-    `place`: what stands in a node's place, with {} for the number of its line.
-
-    Raises:
-        BrokenError: it is no YAML, or goes further than plain values.
+    `place`: what stands in a node's place, with {} for the number of its line. BrokenError: it is no YAML, or goes
+    further than plain values.
     """
     import yaml  # `launch` starts without it
 
@@ -103,8 +97,6 @@ def parse_yaml(text: str, place: str, problems: list[Problem]) -> Node:
 
 
 class _Composer:
-    """Events → nodes."""
-
     def __init__(self, yaml: Any, events: Iterator[Any], place: str, problems: list[Problem]) -> None:
         self._yaml, self._events, self._place, self._problems = yaml, events, place, problems
         self._anchors: dict[str | None, tuple[Node, int] | None] = {}

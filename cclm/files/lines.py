@@ -17,10 +17,7 @@ BLOCK_BYTES = 2**16
 
 def text_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, in bounded memory; a line ends at \\n (or \\r\\n) only.
-
-    Raises:
-        ConfigError: it cannot be read, or a line is not UTF-8 (it is named).
-    """
+    ConfigError: it cannot be read, or a line is not UTF-8 (it is named)."""
     number = 0
     try:
         with path.open("rb") as file:
@@ -97,10 +94,7 @@ def _last_bytes(path: Path, count: int) -> tuple[bytes, int]:
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file in a single write, so that several processes may add to it.
-
-    Raises:
-        OSError: with the file's name; what a full disk leaves of a line, no reader takes for one.
-    """
+    OSError: with the file's name; what a full disk leaves of a line, no reader takes for one."""
     data = (json.dumps(values, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -152,7 +146,6 @@ class StepLines:
             os.truncate(self.path, keep)
 
     def _walk(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each complete line, and the byte offset of its end."""
         if not self.path.exists():
             return
         end = 0

@@ -41,10 +41,7 @@ _held: set[int] = set()
 @contextmanager
 def run_lock(folder: Path, name: str = LOCK_NAME) -> Iterator[None]:
     """Hold `folder`/`name` for the length of the `with` block (rank 0 only: once per run). The folder is made.
-
-    Raises:
-        CclmError: another process holds it (names host and process; FOLDER_LOCKED), or nothing can be written there.
-    """
+    CclmError: another process holds it (names host and process; FOLDER_LOCKED), or nothing can be written there."""
     make_folder(folder)
     with ExitStack() as stack:
         descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

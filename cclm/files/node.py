@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from cclm.files.hints import PATH
 from cclm.files.text import did_you_mean
-from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds
+from cclm.types import LANGUAGE, LOCAL, TEXT_OR_NOTHING, Bounds, PathText
 
 COMMAND_LINE = "command line"
+PATH = get_args(PathText)[1]
+"""What texts are annotated with that are paths."""
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 PLAIN_WORDS: dict[str, bool | None] = {
     **{spelled: True for word in _TRUE for spelled in (word, word.title(), word.upper())},
@@ -106,11 +107,7 @@ class UnfitError(Exception):
 
 
 def to_scalar(node: Node, hint: Any, notes: Sequence[Any], *, expands: bool) -> Any:
-    """Return a value of the type `hint`, which is annotated with `notes`.
-
-    Raises:
-        UnfitError: it is another value.
-    """
+    """Return a value of the type `hint`, which is annotated with `notes`. UnfitError: it is another value."""
     if hint is Path or (isinstance(hint, type) and issubclass(hint, str) and not issubclass(hint, enum.Enum)):
         text = "" if node.value is None and TEXT_OR_NOTHING in notes else _text(node)
         if LANGUAGE in notes and not isinstance(node.value, str) and not node.is_argument:
@@ -201,10 +198,7 @@ def _path(text: str, *, expands: bool, is_local: bool) -> str:
 
 def expanded(path: str) -> str:
     """Put in the values of `$VARIABLE`, `${VARIABLE}` and a leading `~` or `~user`; `$$` is a dollar sign.
-
-    Raises:
-        UnfitError: a variable that is not set, or a user that is not there.
-    """
+    UnfitError: a variable that is not set, or a user that is not there."""
     try:
         text = string.Template(path).substitute(os.environ)
     except KeyError as error:

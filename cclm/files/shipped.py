@@ -17,9 +17,7 @@ def find_shipped(name: str, folder: Path, suffix: str, *, where: str, do: str) -
     """Return the path of a file that is named by its path, or by its name without suffix if it lies in `folder`.
 
     A relative path that is not there is looked for in the checkout, too. `where`: the option or key that named it.
-
-    Raises:
-        ConfigError: there is no such file; it lists the shipped ones.
+    ConfigError: there is no such file; it lists the shipped ones.
     """
     for path in (Path(name), folder / f"{name}{suffix}", CHECKOUT / name):
         with suppress(OSError):  # a name that is too long

@@ -26,7 +26,7 @@ from cclm.files.atomic import file_sha256
 from cclm.files.typed import Converter
 from cclm.recipe.epochs import with_epochs, without_training
 from cclm.recipe.read import RECIPES, Reading
-from cclm.shardfile.fetch import PACKAGES
+from cclm.shardfile.cache import PACKAGES
 from cclm.shardfile.options import is_remote
 from cclm.views.table import VIEWS, Table
 

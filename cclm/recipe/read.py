@@ -20,12 +20,10 @@ from cclm.data.config import ViewConfig
 from cclm.errors import ConfigError
 from cclm.files.describe import describe
 from cclm.files.document import read_document
-from cclm.files.hints import Kinds
 from cclm.files.node import COMMAND_LINE, Node, node_of, plain, said
-from cclm.files.overrides import merged, parse_arguments, with_override
-from cclm.files.reading import raise_problems, to_yaml
+from cclm.files.reading import merged, parse_arguments, raise_problems, to_yaml, with_override
 from cclm.files.shipped import CHECKOUT, find_shipped
-from cclm.files.typed import INVALID, Converter
+from cclm.files.typed import INVALID, Converter, Kinds
 from cclm.recipe.start import with_start
 from cclm.views.table import VIEWS, Table
 

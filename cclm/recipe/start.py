@@ -18,8 +18,7 @@ from typing import Any
 from cclm.config import RunConfig
 from cclm.errors import ConfigError
 from cclm.files.node import Node, node_of, plain
-from cclm.files.overrides import merged
-from cclm.files.reading import to_plain
+from cclm.files.reading import merged, to_plain
 from cclm.model.options import ModelOptions, options_from_dict
 from cclm.pretrained.families import Task, finetuned
 from cclm.views.image_text.options import ImageViewConfig

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from cclm.files.node import plain
-from cclm.files.overrides import parse_arguments
-from cclm.files.reading import read_yaml
+from cclm.files.reading import parse_arguments, read_yaml
 
 MEASURE: Final = "measure"
 """In place of a task: what a run has fine-tuned is measured on other files."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from cclm.errors import ConfigError, DataError
+from cclm.errors import Cause, ConfigError, DataError
 from cclm.files.lines import text_lines
+from cclm.run.causes import cause_of
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, TextPair, View
 
@@ -88,11 +89,13 @@ class Files:
         return [Row(key=name)] if number is None else [Row(key=f"{name}:{number}", text=text)]
 
     def image(self, unit: int) -> bytes:
-        """Return the file."""
+        """Return the file (DataError: it cannot be read; OSError: not for the moment, as when the disk has a fault)."""
         path = self._units[unit][0]
         try:
             return path.read_bytes()
         except OSError as error:
+            if cause_of(error) is Cause.TRANSIENT:
+                raise
             raise DataError(
                 reason="image_missing", expected="a readable file", got=str(error.strerror), do="", where=str(path)
             ) from error

@@ -92,10 +92,7 @@ def _check_captions(captions: object, where: str) -> dict[str, list[str]]:
 
 def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[str, bytes]]:
     """Return the members of a record as (extension, bytes): the image, unchanged, then the canonical JSON.
-
-    Raises:
-        DataError: reasons key_bad, image_empty, image_format, json_field, text_encoding.
-    """
+    DataError: reasons key_bad, image_empty, image_format, json_field, text_encoding."""
     where = where or f"record {record.key!r}"
     check_key(record.key, where)
     if record.image_format not in schema.IMAGE_FORMATS:
@@ -103,12 +100,12 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
     if not record.image:
         _refuse("image_empty", f"a {record.image_format} image", "0 bytes", where)
     document = {
-        schema.FIELD_CAPTIONS: _check_captions(record.captions, where),
-        schema.FIELD_SOURCE: record.source,
-        schema.FIELD_LICENCE: record.licence,
-        schema.FIELD_IDENTITY: record.identity,
-        schema.FIELD_IDS: dict(record.ids),
-        schema.FIELD_REGIONS: [_region_document(region, where) for region in record.regions],
+        "captions": _check_captions(record.captions, where),
+        "source": record.source,
+        "licence": record.licence,
+        "identity": record.identity,
+        "ids": dict(record.ids),
+        "regions": [_region_document(region, where) for region in record.regions],
     }
     try:
         return [(record.image_format, record.image), (schema.JSON_EXTENSION, canonical_json(document))]
@@ -121,20 +118,17 @@ def encode_image_text(record: ImageTextRecord, where: str = "") -> list[tuple[st
 def _region_document(region: Region, where: str) -> dict[str, Any]:
     """Return a region as JSON; attributes only where there are some, so that older sets keep their bytes."""
     document: dict[str, Any] = {
-        schema.FIELD_BOX: list(region.box),
-        schema.FIELD_CAPTIONS: _check_captions(region.captions, where),
+        "box": list(region.box),
+        "captions": _check_captions(region.captions, where),
     }
     if region.attributes:
-        document[schema.FIELD_ATTRIBUTES] = _check_captions(region.attributes, where)
+        document["attributes"] = _check_captions(region.attributes, where)
     return document
 
 
 def decode_image_text(key: str, image_format: str, image: bytes, document: bytes, where: str = "") -> ImageTextRecord:
     """Return the record of a sample's two members. Unknown JSON fields are ignored (a later version may add some).
-
-    Raises:
-        DataError: reasons image_missing (no image member), image_empty, json_broken, json_field.
-    """
+    DataError: reasons image_missing (no image member), image_empty, json_broken, json_field."""
     where = where or f"record {key!r}"
     if not image_format:
         _refuse("image_missing", f"an image member ({', '.join(schema.IMAGE_FORMATS)})", "none", where)
@@ -145,12 +139,12 @@ def decode_image_text(key: str, image_format: str, image: bytes, document: bytes
         key=key,
         image=image,
         image_format=image_format,
-        captions=_check_captions(fields.get(schema.FIELD_CAPTIONS), where),
-        source=_text_field(fields, schema.FIELD_SOURCE, where),
-        licence=_text_field(fields, schema.FIELD_LICENCE, where),
-        identity=_text_field(fields, schema.FIELD_IDENTITY, where, default=""),
-        ids=_check_ids(fields.get(schema.FIELD_IDS, {}), where),
-        regions=tuple(_parse_region(region, where) for region in fields.get(schema.FIELD_REGIONS, ())),
+        captions=_check_captions(fields.get("captions"), where),
+        source=_text_field(fields, "source", where),
+        licence=_text_field(fields, "licence", where),
+        identity=_text_field(fields, "identity", where, default=""),
+        ids=_check_ids(fields.get("ids", {}), where),
+        regions=tuple(_parse_region(region, where) for region in fields.get("regions", ())),
     )
 
 
@@ -161,8 +155,8 @@ def _parse_document(document: bytes, where: str) -> dict[str, Any]:
         _refuse("json_broken", "JSON in UTF-8", f"{len(document)} bytes that do not parse ({error})", where)
     if not isinstance(fields, dict):
         _refuse("json_broken", "a JSON object", type(fields).__name__, where)
-    if not isinstance(fields.get(schema.FIELD_REGIONS, []), list):
-        _refuse("json_field", "regions: a list", repr(fields[schema.FIELD_REGIONS])[:80], where)
+    if not isinstance(fields.get("regions", []), list):
+        _refuse("json_field", "regions: a list", repr(fields["regions"])[:80], where)
     return fields
 
 
@@ -180,14 +174,14 @@ def _check_ids(ids: object, where: str) -> dict[str, str]:
 
 
 def _parse_region(region: Any, where: str) -> Region:
-    box = region.get(schema.FIELD_BOX) if isinstance(region, dict) else None
+    box = region.get("box") if isinstance(region, dict) else None
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
         _refuse("json_field", "a region with a box of four numbers", repr(region)[:80], where)
     x, y, width, height = map(float, box)
-    attributes = region.get(schema.FIELD_ATTRIBUTES)
+    attributes = region.get("attributes")
     return Region(
         box=(x, y, width, height),
-        captions=_check_captions(region.get(schema.FIELD_CAPTIONS), where),
+        captions=_check_captions(region.get("captions"), where),
         attributes=_check_captions(attributes, where) if attributes else {},
     )
 
@@ -208,12 +202,6 @@ def check_group(pairs: Sequence[TextPair], where: str = "") -> None:
             (pair.text_a + pair.text_b).encode("utf-8")
         except UnicodeEncodeError as error:
             _refuse("text_encoding", "texts of whole Unicode characters", f"half a character ({error.reason})", where)
-
-
-def table_of_pairs(pairs: Sequence[TextPair]) -> Any:
-    """Return the pyarrow Table (PAIR_SCHEMA) of some pairs."""
-    columns = [pa.array([getattr(pair, field.name) for pair in pairs], type=field.type) for field in schema.PAIR_SCHEMA]
-    return pa.Table.from_arrays(columns, schema=schema.PAIR_SCHEMA)
 
 
 def encode_block(table: Any) -> bytes:

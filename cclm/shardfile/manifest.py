@@ -114,12 +114,8 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read `folder`/manifest.json.
-
-        Raises:
-            DataError: reasons manifest_missing, manifest_unreadable, manifest_broken, manifest_field, format_version,
-                totals_wrong, manifest_hash.
-        """
+        """Read `folder`/manifest.json. DataError: reasons manifest_missing, manifest_unreadable, manifest_broken,
+        manifest_field, format_version, totals_wrong, manifest_hash."""
         path = folder / schema.MANIFEST_NAME
         try:
             document = json.loads(path.read_bytes().decode("utf-8"))

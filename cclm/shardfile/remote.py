@@ -13,8 +13,7 @@ from pathlib import Path
 
 from cclm.errors import DataError
 from cclm.files.atomic import replace_bytes
-from cclm.shardfile.cache import FileCache, Wanted
-from cclm.shardfile.fetch import fetch
+from cclm.shardfile.cache import FileCache, Wanted, fetch
 from cclm.shardfile.manifest import ShardInfo
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import ShardSet

@@ -35,15 +35,6 @@ IMAGE_FORMATS: Final = ("jpg", "png", "webp")
 KEY_PATTERN: Final = re.compile(r"[\w-]{1,200}")
 """Letters, digits, `_`, `-`. A dot would end a WebDataset key, a slash would make a folder."""
 
-FIELD_CAPTIONS: Final = "captions"
-FIELD_SOURCE: Final = "source"
-FIELD_LICENCE: Final = "licence"
-FIELD_IDENTITY: Final = "identity"
-FIELD_IDS: Final = "ids"
-FIELD_REGIONS: Final = "regions"
-FIELD_ATTRIBUTES: Final = "attributes"
-FIELD_BOX: Final = "box"
-
 
 def _table(**columns: pa.DataType) -> pa.Schema:
     """Return columns of which only the score of a pair may be missing."""

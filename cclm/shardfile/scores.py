@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from cclm.errors import ConfigError, DataError
 from cclm.files import atomic
 from cclm.files.reading import read_json
+from cclm.rows.guard import mistaken, refuse
 from cclm.types import TextPair, View
 
 SUMMARY_NAME: Final = "_scores.json"
@@ -71,21 +71,14 @@ class ScoreSummary:
 
 def finish_scores(folder: Path, view: View, parts: Iterable[Path]) -> ScoreSummary:
     """Write what builds read, out of all parts. It holds all scores in memory, some 50 bytes each.
-
-    Raises:
-        DataError: nothing has a score (reason no_scores).
-    """
+    DataError: nothing has a score (reason no_scores)."""
     table = pa.concat_tables([SCORE_SCHEMA.empty_table(), *(parquet.read_table(path) for path in parts)])
     without = Counter(table["error"].drop_null().to_pylist())
     table = table.filter(table["score"].is_valid())
     if table.num_rows == 0:
-        raise DataError(
-            reason="no_scores",
-            expected="a set of which some pairs can be scored",
-            got=", ".join(f"{reason} {count:,}" for reason, count in without.most_common()) or "an empty set",
-            do="Look at the set with `python -m shards verify`, or give another model or --dtype.",
-            where=str(folder),
-        )
+        got = ", ".join(f"{reason} {count:,}" for reason, count in without.most_common()) or "an empty set"
+        do = "Look at the set with `python -m shards verify`, or give another model or --dtype."
+        refuse("no_scores", "a set of which some pairs can be scored", got, str(folder), do)
     hashes, first = np.unique(table["hash"].to_numpy(), return_index=True)
     scores, languages = table["score"].to_numpy(), {}
     labels = table.select(["label"]).unify_dictionaries()["label"].dictionary_encode().unify_dictionaries()
@@ -107,22 +100,14 @@ def finish_scores(folder: Path, view: View, parts: Iterable[Path]) -> ScoreSumma
 
 
 class StoredScores:
-    """The finished scores of a folder.
-
-    Raises:
-        ConfigError: there are none, or they are not finished.
-    """
+    """The finished scores of a folder. ConfigError: there are none, or they are not finished."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = read_json(folder / SUMMARY_NAME, None)
         if found is None:
-            raise ConfigError(
-                where=str(folder),
-                expected="finished scores of `cclm score`",
-                got=f"no {SUMMARY_NAME}",
-                do="Run `cclm score SET --model FOLDER --to DIR` to its end first.",
-            )
+            do = "Run `cclm score SET --model FOLDER --to DIR` to its end first."
+            mistaken("finished scores of `cclm score`", f"no {SUMMARY_NAME}", do, folder)
         self.summary = ScoreSummary(**found)
 
     @cached_property

@@ -33,10 +33,7 @@ def _refuse(reason: str, expected: str, got: str, where: Path | str) -> NoReturn
 
 class ShardIndex:
     """The rows of one index file, in the order of the tar.
-
-    Raises (when made):
-        DataError: reasons index_missing, index_unreadable, index_hash, index_broken, index_schema, index_rows.
-    """
+    DataError: reasons index_missing, index_unreadable, index_hash, index_broken, index_schema, index_rows."""
 
     def __init__(self, path: Path, view: View, samples: int, sha256: str) -> None:
         try:

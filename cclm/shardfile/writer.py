@@ -88,7 +88,6 @@ class _ShardWriter:
         return self.info
 
     def _abandon(self) -> None:
-        """Remove what was written."""
         self._file.close()
         temporary_path(self._path).unlink(missing_ok=True)
 

@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.overrides import plain_value
-from cclm.files.reading import read_yaml, to_yaml
+from cclm.files.reading import plain_value, read_yaml, to_yaml
 from cclm.files.shipped import CHECKOUT, find_shipped
 from cclm.recipe.words import MEASURE, spelled_out, to_measure
 

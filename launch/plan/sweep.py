@@ -17,8 +17,7 @@ from typing import Any
 
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
-from cclm.files.overrides import plain_value
-from cclm.files.reading import read_json, read_yaml
+from cclm.files.reading import plain_value, read_json, read_yaml
 from cclm.run.status import DoneMarker
 from launch.plan.recipe import as_options, dotted, put_value
 

@@ -1,6 +1,6 @@
-"""COCO and Visual Genome: captions and boxes in large JSON files, read as streams and joined by the image's id.
+"""Captions that name images, joined by image: COCO, Flickr30k and their like; and Visual Genome with its boxes.
 
-COCO, its translations, and its objects as regions:
+COCO, its translations, and its objects as regions; large JSON files are read as streams:
 
 captions_train2014.json    {"images": [{"id", "file_name", "license", …}], "annotations": [{"image_id", "caption"}], …}
                            COCO itself, STAIR (ja) and mscoco-it, whichever comes first in the file
@@ -14,6 +14,17 @@ region_descriptions.json   [{"id": 1, "regions": [{"region_id", "image_id", "phr
 objects.json               [{"image_id": 1, "objects": [{"object_id", "names": ["clock"], "x", "y", "w", "h"}]}]
 attributes.json            the same, with "attributes" in place of "objects", each with "attributes": ["green", "tall"]
 image_data.json            [{"image_id": 1, "width": 800, "height": 600, "coco_id", "url", …}]
+
+Flickr30k in its three forms, IGLUE's xFlickr&CO with COCO images, too:
+
+results_20130124.token     1000092795.jpg#0 <TAB> Two young guys …
+results.csv                image_name| comment_number| comment         (a header, cells between "|")
+train_ann.jsonl            {"sentences": ["…"], "id": "1000092795", "img_path": "1000092795.jpg"}    (IGLUE)
+
+Multi30K, XTD10 and their like have a list of images, and files whose line n is a caption of image n:
+
+image_splits/train.txt     1000092795.jpg
+raw/train.de.gz            Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.
 """
 
 from __future__ import annotations
@@ -25,20 +36,95 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cclm.annotations.captions import caption_of, numbered_captions
+from cclm.annotations.captions import caption_of, numbered_captions, sentences_of
+from cclm.annotations.images import key_of
 from cclm.errors import DataError
 from cclm.rows.cells import box, gathered, identifier, listed, mapping, text, whole_number
-from cclm.rows.guard import mistaken, refuse
-from cclm.rows.lines import plain_suffix
-from cclm.rows.tables import json_items
+from cclm.rows.guard import guarded, mistaken, refuse
+from cclm.rows.lines import aligned_lines, plain_suffix
+from cclm.rows.tables import json_items, read_rows
 from cclm.types import Region
-from shards.corpora.cells import ENGLISH, LanguageTag
-from shards.corpora.entries import Keyed, each, joined
-from shards.corpora.files import files_by_language, named_files, note_read
+from shards.corpora.files import ENGLISH, LanguageTag, files_by_language, named_files, note_read
 from shards.corpora.image_corpus import ImageRow, ImageRows, NamedImages, Translations, unmatched
-from shards.parts import Part
+from shards.parts import Keyed, Part, each, joined
 
-_SUFFIXES: Final = (".json", ".txt")
+_CAPTION_FILES: Final = (".token", ".txt", ".csv", ".jsonl")
+_ANNOTATION_FILES: Final = (".json", ".txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Captioned(NamedImages):
+    captions: Mapping[str, Path | Sequence[Path]]
+    """Language -> files (also compressed), folders or patterns."""
+
+    def _image(self, name: str, captions: Sequence[tuple[str, Sequence[str]]], where: str = "") -> Iterator[ImageRow]:
+        yield self.image_row(
+            key=key_of(name),
+            image=self.image_named(name),
+            captions=gathered(captions),
+            identity=Path(name).stem,
+            ids={"image": name},
+            where=where or f"{self.source} {name}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr30k(_Captioned):
+    """Files .token, .txt, .csv, .jsonl. For xFlickr&CO, `images` are both Flickr30k's and COCO's val2014."""
+
+    source: str = "flickr30k"
+
+    def parts(self) -> Sequence[Part]:
+        """Find the files."""
+        files = [path for _, path in files_by_language(self.captions, _CAPTION_FILES)]
+        return self.part_of_all("captions", self.rows, files)
+
+    def rows(self) -> ImageRows:
+        """Yield the images."""
+        return joined(self._captions(), self._image, self.source)
+
+    def _captions(self) -> Keyed:
+        """Yield (the image's name, (language, texts))."""
+        for language, path in files_by_language(self.captions, _CAPTION_FILES):
+            if plain_suffix(path) == ".jsonl":
+                yield from each(read_rows(path.name, path, needed=()), partial(_of_iglue, language), self.source)
+            else:
+                yield from each(numbered_captions(path.name, path), partial(_of_pair, language), self.source)
+
+
+def _of_pair(language: str, _: str, pair: tuple[str, str]) -> Keyed:
+    yield pair[0], (language, [pair[1]])
+
+
+def _of_iglue(language: str, _: str, row: Mapping[str, Any]) -> Keyed:
+    name, sentences = sentences_of(row)
+    yield name, (language, sentences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedLines(_Captioned):
+    """Files aligned with a list of images; several of a language give several captions (Multi30K's task 2)."""
+
+    names: Path
+    """The list of images, one name a line."""
+    source: str = "multi30k"
+
+    def parts(self) -> Sequence[Part]:
+        """Find the files."""
+        note_read([self.names])
+        files = [path for _, path in files_by_language(self.captions, ())]
+        return self.part_of_all(self.names.name, self.rows, [self.names, *files])
+
+    def rows(self) -> ImageRows:
+        """Yield one image a line; lines that a file has more or less than the list are refused (line_unmatched)."""
+        captions = files_by_language(self.captions, ())
+        files = [("the list of images", self.names, ""), *((path.name, path, "") for _, path in captions)]
+        row = partial(self._row, [language for language, _ in captions])
+        return each(guarded(self.names.name, aligned_lines(files)), row, self.source)
+
+    def _row(self, languages: Sequence[str], place: str, lines: Sequence[str]) -> Iterator[ImageRow]:
+        captions = [(tag, [caption]) for tag, caption in zip(languages, lines[1:], strict=True)]
+        return self._image(lines[0].strip(), captions, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +155,8 @@ class Coco(NamedImages):
 
     def _files(self) -> list[tuple[Path, str]]:
         """Return (file, language); the language of object annotations is ""."""
-        files = [(path, language) for language, path in files_by_language(self.captions, _SUFFIXES)]
-        return files + [(path, "") for path in named_files(self.instances, _SUFFIXES).values()]
+        files = [(path, language) for language, path in files_by_language(self.captions, _ANNOTATION_FILES)]
+        return files + [(path, "") for path in named_files(self.instances, _ANNOTATION_FILES).values()]
 
     def rows(self) -> ImageRows:
         """Yield the images; those without captions, and captions without an image's name, are refused."""
@@ -259,8 +345,6 @@ class VisualGenome(NamedImages):
 
 
 class _Box(NamedTuple):
-    """A region or object."""
-
     image: str
     """Id of its image."""
     is_described: bool

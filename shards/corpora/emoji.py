@@ -121,10 +121,7 @@ def _drawing(icons: dict[str, Any], name: str) -> str:
 
 def render(svg: str, size: int) -> bytes:
     """Return a `size` × `size` PNG of an SVG document, on white (reason render_failed).
-
-    Raises:
-        MissingDependencyError: without resvg-py.
-    """
+    MissingDependencyError: without resvg-py."""
     resvg_py = optional_library("resvg_py", "it draws the SVG files", "resvg-py")
     look = {"width": size, "height": size, "background": "#ffffff", "skip_system_fonts": True}
     try:

@@ -1,4 +1,4 @@
-"""Files of a corpus: which there are, and what becomes of every other file beside them.
+"""Files of a corpus: which there are, what becomes of every other file beside them, and languages as recipes name them.
 
 path --named_files--> read, by a short name
                  `--> left out, with its reason, in the FileAccount of whoever asked (`accounting`)
@@ -14,13 +14,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
+from cclm.languages import language_tag
 from cclm.rows.guard import mistaken
 from cclm.rows.lines import COMPRESSIONS, plain_suffix, unpacked
-from shards.corpora.cells import by_tag
+from cclm.types import LANGUAGE
 from shards.parts import Part, file_stamp
 
+Value = TypeVar("Value")
 HIDDEN: Final = "hidden"
 """Names that begin with "." (macOS's "._x", .DS_Store), without suffixes also "_" (_SUCCESS), and __MACOSX."""
 EMPTY, TWICE, BAD_NAME = "empty", "the same name, compressed or not", "a name that is not UTF-8"
@@ -28,6 +30,40 @@ LINK_AGAIN, NO_FILE = "a link to a folder that is read already", "no regular fil
 LINK_TO_FILE = "a link to a file that is read already"
 _MOST_KINDS: Final = 20
 """More kinds of files than this are counted together."""
+
+
+class LanguageTag(str):
+    """The tag of a language that a recipe names; "": none is named (ValueError: it is no text, or no language)."""
+
+    reader_notes: ClassVar = (LANGUAGE,)
+
+    def __new__(cls, name: object) -> LanguageTag:
+        """Return the tag of a name."""
+        if not isinstance(name, str):
+            raise ValueError(f'expected a language, got {name!r} (YAML takes a bare no for false: write "no")')
+        tag = language_tag(name) if name else ""
+        if tag is None:
+            raise ValueError(f"expected a language, such as en, pt-BR or zh-Hant, got {name!r}")
+        return super().__new__(cls, tag)
+
+
+NO_LANGUAGE: Final = LanguageTag("")
+ENGLISH: Final = str.__new__(LanguageTag, "en")  # without the table, which takes a moment to load
+
+
+def by_tag(named: Mapping[str, Value], option: str) -> dict[str, Value]:
+    """Return a recipe's map by languages (ConfigError: a key is no language, or two are the same one)."""
+    tags: dict[str, Value] = {}
+    for name, value in named.items():
+        try:
+            tag = LanguageTag(name)
+            if tag in tags or not tag:
+                raise ValueError(f"expected each language once, got {name!r} again")
+        except ValueError as error:
+            got = str(error).partition("got ")[2]
+            mistaken("languages as keys, each once", got, f"Correct `{option}`.", option)
+        tags[tag] = value
+    return tags
 
 
 @dataclass
@@ -87,10 +123,8 @@ def named_files(paths: Path | Sequence[Path], suffixes: Sequence[str]) -> dict[s
 
     No suffixes: every file whose name does not begin with "." or "_" (as in "_SUCCESS"). Suffixes in capitals count, a
     compression's is looked through. Linked folders are followed, each folder once. A name is as short as it can be
-    while it differs from the others: the same wherever the corpus lies. Sorted by path.
-
-    Raises:
-        ConfigError: a path holds no such file.
+    while it differs from the others: the same wherever the corpus lies. Sorted by path. ConfigError: a path holds no
+    such file.
     """
     found: set[Path] = set()
     for path in path_list(paths):

@@ -1,4 +1,4 @@
-"""Tables with a row an image: which columns hold its captions, ids and licence; Parquet and Arrow with images.
+"""Tables with a row an image: which columns hold its captions, ids and licence; a folder of images with such a table.
 
 train-00000-of-00002.parquet         image: struct<bytes, path> (or bytes); further columns hold captions and ids
 FOLDER/dataset_info.json, state.json, data-00000-of-00002.arrow       what Dataset.save_to_disk writes
@@ -6,6 +6,12 @@ FOLDER/dataset_dict.json, train/…, test/…                             what D
 
 HF data sets are read by pyarrow; the `datasets` package is not needed. An image is read when its record is made: from a
 mapped Arrow file directly, from Parquet a few rows at a time, so a row group may be larger than memory.
+
+ImageFolder, how to bring your own image-text corpus:
+
+captions.jsonl           {"image": "a/b.jpg", "captions": {"en": ["…"], "de": "…"}, "licence": "CC-BY-4.0"}
+captions.csv (or .tsv)   image,language,caption[,licence,source,identity]; one line a caption, with a header
+captions.parquet         the same columns
 """
 
 from __future__ import annotations
@@ -13,8 +19,8 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +28,73 @@ import pyarrow as pa
 
 from cclm.annotations.images import key_of
 from cclm.errors import DataError
-from cclm.rows.cells import identifier, identifiers, optional
+from cclm.rows.cells import (
+    Captions,
+    box,
+    captions,
+    gathered,
+    identifier,
+    identifiers,
+    language,
+    listed,
+    mapping,
+    optional,
+    text,
+    texts,
+)
 from cclm.rows.guard import data_errors, mistaken, refuse, shown
+from cclm.rows.lines import COMPRESSIONS, plain_suffix
 from cclm.rows.tables import ARROW_SUFFIXES, Row, arrow_table, check_columns, column_names, open_parquet, read_rows
-from shards.corpora.cells import CaptionColumns
-from shards.corpora.entries import each
-from shards.corpora.files import HIDDEN, named_files, note_left_out, path_list
-from shards.corpora.image_bytes import load_first
-from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows
-from shards.parts import Part
+from cclm.types import Region
+from shards.corpora.files import (
+    HIDDEN,
+    NO_LANGUAGE,
+    LanguageTag,
+    by_tag,
+    named_files,
+    note_left_out,
+    note_read,
+    path_list,
+)
+from shards.corpora.image_corpus import ImageCorpus, ImageRow, ImageRows, load_first
+from shards.parts import Part, each, joined
 
 _ROWS_AT_ONCE: Final = 16
 """Images that are decoded from Parquet at once: a few hundred MB at the very most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionColumns:
+    """One of three ways: a column by language; a text and a language column; a column with a map by language."""
+
+    by_language: Mapping[str, str] = field(default_factory=dict)
+    """Language -> column, for example {en: caption, de: caption_de}; a cell is a text or a list of texts."""
+    text: str = ""
+    """Column of a text (with `language` or `language_column`), or of a map from language to text."""
+    language: LanguageTag = NO_LANGUAGE
+    """Language of `text`."""
+    language_column: str = ""
+    """Column of the language of `text`."""
+
+    @cached_property
+    def _columns_by_tag(self) -> dict[str, str]:
+        return by_tag(self.by_language, "captions.by_language")
+
+    def columns(self) -> list[str]:
+        """Return the columns to read (ConfigError: none is named, or a language is none)."""
+        names = [*self._columns_by_tag.values(), self.text, self.language_column]
+        if not any(names[:-1]):
+            do = "Set `captions: {by_language: {en: caption}}`, or `captions: {text: caption, language: en}`."
+            mistaken("columns of captions", "none", do)
+        return names
+
+    def captions_of(self, row: Mapping[str, Any]) -> Captions:
+        """Return a row's captions, without languages that have none (DataError: a cell holds something else)."""
+        cells = ((tag, row.get(column)) for tag, column in self._columns_by_tag.items())
+        found = gathered((tag, texts(cell)) for tag, cell in cells if cell is not None)
+        if self.text:
+            found |= captions(row.get(self.text), self.language or row.get(self.language_column))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +221,89 @@ class _ParquetColumn:
 
 @lru_cache(maxsize=2)
 def _column(path: Path, column: str) -> Callable[[int], Any]:
-    """Return what reads a column's cell by its row, from 0."""
     if path.suffix.lower() == ".arrow":
         return partial(_arrow_cell, arrow_table(path).column(column))
     return _ParquetColumn(path, column).cell
+
+
+TABLES: Final = tuple(f"captions{suffix}" for suffix in (".jsonl", ".csv", ".tsv", *ARROW_SUFFIXES))
+_COLUMNS: Final = ("image", "language", "caption")
+_OPTIONAL: Final = ("licence", "source", "identity", "key")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(ImageCorpus):
+    """One part, with one record per image that the table names."""
+
+    folder: Path
+    """Holds the table (one of TABLES, also compressed); the table's paths are relative to it."""
+    source: str = ""
+    """The corpus's name where a line gives none; empty: the folder's name."""
+    table: str = ""
+    """Name of the table; empty: the first one of TABLES that is there."""
+
+    def parts(self) -> Sequence[Part]:
+        """Find the table. The images are looked at when their records are made."""
+        path = self._table()
+        return self.part_of_all(path.name, partial(self.rows, path), [path])
+
+    def _table(self) -> Path:
+        # By their names: the folder itself may hold ten million images.
+        names = [self.table] if self.table else [f"{name}{packed}" for name in TABLES for packed in ("", *COMPRESSIONS)]
+        tables = [path for path in map(self.folder.joinpath, names) if path.is_file()]
+        if not tables:
+            expected = self.table or f"{', '.join(TABLES[:-1])} or {TABLES[-1]}"
+            mistaken(expected, "no such file", "Write one; docs/corpora.md says how.", self.folder)
+        note_read(tables[:1])
+        for other in tables[1:]:
+            note_left_out(other, f"a second table beside {tables[0].name}")
+        return tables[0]
+
+    def rows(self, path: Path) -> ImageRows:
+        """Yield the images that a table names."""
+        source = self.source or self.folder.resolve().name
+        if plain_suffix(path) == ".jsonl":
+            return each(read_rows(path.name, path, needed=()), partial(self._row, source), source)
+        lines = each(read_rows(path.name, path, needed=_COLUMNS, optional=_OPTIONAL), _caption, source)
+        return joined(lines, partial(self._merged, source), source)
+
+    def _merged(self, source: str, image: str, lines: Sequence[tuple[str, str, list[str], Row]]) -> Iterator[ImageRow]:
+        fields: dict[str, Any] = {"image": image, "captions": gathered((tag, texts) for _, tag, texts, _ in lines)}
+        for *_, more in lines:
+            fields |= more
+        return self._row(source, lines[0][0], fields)
+
+    def _row(self, source: str, place: str, row: Row) -> Iterator[ImageRow]:
+        """Yield the image of a line of JSON, or of the gathered lines of another table."""
+        image = _image(row)
+        yield self.image_row(
+            key=optional(row.get("key"), "key") or key_of(image),
+            image=partial(load_first, [self.folder], image),
+            captions=captions(row.get("captions")),
+            source=optional(row.get("source"), "source") or source,
+            licence=optional(row.get("licence"), "licence"),
+            identity=optional(row.get("identity"), "identity"),
+            ids={"path": image},
+            regions=[_region(region) for region in listed(row.get("regions"), "regions")],
+            where=place,
+        )
+
+
+def _image(row: Row) -> str:
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        refuse("image_missing", 'a path in the field "image"', shown(row.get("image")))
+    return text(row["image"])
+
+
+def _caption(place: str, row: Row) -> Iterator[tuple[str, tuple[str, str, list[str], Row]]]:
+    """Yield (image, (place, language, texts, further fields)) of a line with one caption."""
+    more = {name: value for name in _OPTIONAL if (value := optional(row.get(name), name))}
+    yield _image(row), (place, language(row["language"]), [text(row["caption"], "a caption")], more)
+
+
+def _region(cell: Any) -> Region:
+    region = mapping(cell, "a region")
+    if region.get("captions") is None:
+        refuse("line_broken", "a region with captions", shown(region))
+    corners = box(region.get("box"))
+    return Region(box=corners, captions=captions(region["captions"]), attributes=captions(region.get("attributes")))

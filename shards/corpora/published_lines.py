@@ -25,10 +25,8 @@ from cclm.rows.guard import data_errors, guarded, mistaken, refuse, shown
 from cclm.rows.lines import COMPRESSIONS, lines_in, parsed_lines
 from cclm.rows.tables import Row, parse_object
 from cclm.types import ImageTextRecord, Region
-from shards.corpora.cells import LanguageTag
-from shards.corpora.files import named_files
-from shards.corpora.image_bytes import load_first, load_span
-from shards.corpora.image_corpus import ImageRow, make_record
+from shards.corpora.files import LanguageTag, named_files
+from shards.corpora.image_corpus import ImageRow, load_first, load_span, make_record
 from shards.corpora.pair_file import PairFiles, Pairs, lazy_pair
 from shards.parts import LazyRecord, Part, file_stamp
 

@@ -7,19 +7,14 @@ from typing import Any, Final, Protocol
 
 from cclm.files.reading import typed_values
 from cclm.types import View
-from shards.corpora.bitexts import MosesPairs, Tatoeba
-from shards.corpora.coco import Coco, VisualGenome
+from shards.corpora.coco import AlignedLines, Coco, Flickr30k, VisualGenome
 from shards.corpora.emoji import EmojiImages, EmojiNames
-from shards.corpora.flickr30k import AlignedLines, Flickr30k
-from shards.corpora.gnome_docs import GnomeDocs
-from shards.corpora.image_folder import ImageFolder
-from shards.corpora.image_tables import ParquetImages
-from shards.corpora.pair_file import MarginFile, PairFile
+from shards.corpora.image_tables import ImageFolder, ParquetImages
+from shards.corpora.pair_file import MarginFile, MosesPairs, PairFile, Tatoeba
 from shards.corpora.published_lines import PublishedImages, PublishedPairs
-from shards.corpora.translation_memories import Gettext, Tmx
-from shards.corpora.url_list import Sbu, UrlList
+from shards.corpora.translation_memories import Gettext, GnomeDocs, Tmx
+from shards.corpora.url_list import Sbu, UrlList, Wit
 from shards.corpora.webdataset import Img2dataset, Webdataset
-from shards.corpora.wit import Wit
 from shards.parts import Part
 
 

@@ -26,12 +26,10 @@ from cclm.rows.cells import identifier, optional, text
 from cclm.rows.guard import data_errors, described, guarded, mistaken, refuse
 from cclm.rows.lines import COMPRESSIONS
 from cclm.rows.tables import Row, parse_json, read_rows
-from shards.corpora.entries import each
 from shards.corpora.files import named_files, note_left_out, note_read, path_list
-from shards.corpora.image_bytes import LoadImage, load_span
-from shards.corpora.image_corpus import ImageRow, ImageRows
+from shards.corpora.image_corpus import ImageRow, ImageRows, LoadImage, load_span
 from shards.corpora.image_tables import ColumnImages
-from shards.parts import Part
+from shards.parts import Part, each
 
 SUCCESS: Final = "success"
 _EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -65,9 +63,7 @@ def tar_samples(path: Path) -> Iterator[TarSample]:
     """Yield the samples of a tar, reading headers only; one that the tar's end cuts comes without what is cut.
 
     Members that belong to no sample are passed: folders, links, hidden files, names without a suffix, `__name__`.
-
-    Raises:
-        DataError: the tar breaks off, is no tar, or goes on behind its end; after what was sound.
+    DataError: the tar breaks off, is no tar, or goes on behind its end; after what was sound.
     """
     fault: DataError | None = None
     sample = TarSample("", {}, "")

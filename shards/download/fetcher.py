@@ -1,30 +1,137 @@
-"""One URL -> one image, or the reason why not; many at once, few from one host."""
+"""One URL -> one image, or the reason why not; many at once, few from one host.
+
+A download can leave its connections at any moment: after a deadline, or when it is stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
-from typing import Final
+from threading import Thread
+from typing import Final, TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from protego import Protego
 from yarl import URL
 
 from cclm.errors import DataError
-from shards.corpora.image_bytes import image_format_of, image_size
+from shards.corpora.image_corpus import image_format_of, image_size
 from shards.corpora.webdataset import SUCCESS
-from shards.download.network import in_thread, open_session
 from shards.download.options import BUSY, DownloadOptions, Fetched
-from shards.download.robots import MAX_ROBOTS_BYTES, RobotsPolicy, opted_out
 
+MAX_ROBOTS_BYTES: Final = 500 << 10
+"""What a reader of robots.txt must read at least, and we at most (RFC 9309, 2.5)."""
+
+
+OPT_OUTS: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+"""Directives of the header X-Robots-Tag that keep an image out; a header `tdm-reservation: 1` always does."""
 _MAX_REDIRECTS: Final = 5
 _CHUNK_BYTES: Final = 1 << 16
 _HOST_NAME: Final = re.compile(r"(?:[\w-]{1,63}\.)*(?!\d+\.?$)[\w-]{1,63}\.?", re.ASCII)
 """Labels of 1 to 63 characters, the last of which is no number (that would be a broken address)."""
+
+
+class RobotsPolicy:
+    """Each host's robots.txt, asked for once."""
+
+    def __init__(self, fetch: Callable[[str], Awaitable[tuple[int, bytes]]], agent: str) -> None:
+        """Keep how to fetch: URL -> (HTTP status, body); status 0 when the host does not answer."""
+        self._fetch, self._agent = fetch, agent
+        self._rules: dict[str, Protego | None] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def refusal(self, origin: str, url: str) -> str:
+        """Return "" when the URL may be fetched, else a status: robots_denied, or robots_unreachable.
+
+        RFC 9309, 2.3.1: without a robots.txt (4xx) all is allowed; while it cannot be had (5xx, no answer) nothing is.
+        """
+        async with self._locks[origin]:  # the first asks, the others wait for the answer
+            if origin not in self._rules:
+                self._rules[origin] = _parse(*await self._fetch(f"{origin}/robots.txt"))
+        rules = self._rules[origin]
+        if rules is None:
+            return "robots_unreachable"
+        return "" if rules.can_fetch(url, self._agent) else "robots_denied"
+
+    def delay_s(self, origin: str) -> float:
+        """Return the Crawl-delay that a host asks for, as far as it is known yet."""
+        rules = self._rules.get(origin)
+        return float((rules.crawl_delay(self._agent) if rules is not None else None) or 0.0)
+
+
+def _parse(status: int, body: bytes) -> Protego | None:
+    if 200 <= status < 300:
+        return Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8", "replace"))
+    return Protego.parse("") if 400 <= status < 500 else None
+
+
+def opted_out(headers: Iterable[tuple[str, str]], agent: str) -> str:
+    """Return the directive by which an image opts out, or "".
+
+    X-Robots-Tag may come several times, and each may begin with the name of the robot it is for ("otherbot: noindex").
+    """
+    for name, value in headers:
+        if name.lower() == "tdm-reservation" and value.strip() == "1":
+            return "tdm-reservation: 1"
+        if name.lower() != "x-robots-tag":
+            continue
+        robot = ""
+        for directive in value.lower().split(","):
+            first, colon, rest = directive.partition(":")
+            if colon and first.strip() not in ("unavailable_after", "max-snippet", "max-image-preview"):
+                robot, directive = first.strip(), rest
+            if directive.strip() in OPT_OUTS and robot in ("", "*", agent.lower()):
+                return f"X-Robots-Tag: {directive.strip()}"
+    return ""
+
+
+Result = TypeVar("Result")
+
+
+async def in_thread(function: Callable[[], Result]) -> Result:
+    """Call a function that blocks, in a thread of its own.
+
+    A daemon thread, not one of the loop's executor, which the interpreter waits for at its end: a name server that
+    does not answer, or an image that takes minutes to decode, must not hold up Ctrl-C.
+    """
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # it is raised where the result is awaited
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+class _Resolver(AbstractResolver):  # type: ignore[misc]  # aiohttp is seen untyped
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host."""
+        found = await in_thread(partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM))
+        return [
+            ResolveResult(
+                hostname=host, host=address[0], port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
+            )
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class Fetcher:
@@ -37,7 +144,14 @@ class Fetcher:
         self._running = asyncio.Semaphore(options.threads)
 
     async def __aenter__(self) -> Fetcher:
-        self._session = open_session(self._options)
+        # `timeout_s` limits each wait, `deadline_s` a whole answer: a host that sends a byte a second is left, too.
+        wait_s = self._options.timeout_s
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._options.user_agent},
+            timeout=aiohttp.ClientTimeout(total=self._options.deadline_s, sock_connect=wait_s, sock_read=wait_s),
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -88,7 +202,6 @@ class Fetcher:
         return Fetched(status="robots_denied", message=f"Crawl-delay {delay_s:g} s") if too_long else None
 
     async def _ask(self, url: URL) -> Fetched | URL:
-        """Return what a URL gives, or where it leads."""
         for tries_left in reversed(range(self._options.retries + 1)):
             try:
                 async with self._running, self._session.get(url, allow_redirects=False) as response:

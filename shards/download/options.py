@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+
+from cclm.files.describe import add_fields, read_fields
 
 NOT_TRIED: Final = "not_tried"
 """Status of an entry that a stopped download did not come to."""
@@ -20,28 +22,32 @@ TRANSIENT: Final = frozenset(
 """Statuses that the next run of the same command tries again."""
 
 
-def _option(default: Any, text: str) -> Any:
-    """Return a field that is an option of the command line, with its help."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class DownloadOptions:
     """Limits of time and rate, and the robots policy. They change how long a download takes, not what its tars hold."""
 
-    threads: int = _option(32, "images fetched at once")
-    per_host: int = _option(2, "of them, at most so many from one host")
-    interval_s: float = _option(0.0, "seconds between two requests to one host (a Crawl-delay may ask for more)")
-    timeout_s: float = _option(20.0, "seconds for connecting, and for each wait for data")
-    deadline_s: float = _option(60.0, "seconds for a whole answer, which a host may send slowly")
-    """From the look-up of the host's name to the last byte. A slower one is left for the next run."""
-    retries: int = _option(3, "further tries of what may pass")
-    """After a lost connection, a time-out, or an answer of BUSY."""
-    backoff_s: float = _option(1.0, "seconds before the first further try; doubles each time")
-    max_wait_s: float = _option(60.0, "longest wait that a host may ask for")
-    """By a Retry-After header or a Crawl-delay; a host that asks for more is left alone."""
-    max_bytes: int = _option(20 << 20, "larger answers are broken off")
-    user_agent: str = _option("cclm-shards (collects image-text data for research)", "who asks")
+    threads: int = 32
+    """Images fetched at once."""
+    per_host: int = 2
+    """Of them, at most so many from one host."""
+    interval_s: float = 0.0
+    """Seconds between two requests to one host (a Crawl-delay may ask for more)."""
+    timeout_s: float = 20.0
+    """Seconds for connecting, and for each wait for data."""
+    deadline_s: float = 60.0
+    """Seconds for a whole answer, from the look-up of the host's name to the last byte, which a host may send slowly. A
+    slower one is left for the next run."""
+    retries: int = 3
+    """Further tries of what may pass: after a lost connection, a time-out, or an answer that the host is busy."""
+    backoff_s: float = 1.0
+    """Seconds before the first further try; doubles each time."""
+    max_wait_s: float = 60.0
+    """Longest wait that a host may ask for, by a Retry-After header or a Crawl-delay; one that asks for more is left
+    alone."""
+    max_bytes: int = 20 << 20
+    """Larger answers are broken off."""
+    user_agent: str = "cclm-shards (collects image-text data for research)"
+    """Who asks."""
     robots: bool = True
     """Ask each host's robots.txt first."""
 
@@ -49,6 +55,9 @@ class DownloadOptions:
     def agent(self) -> str:
         """The name that robots.txt and X-Robots-Tag may address: the first word, up to a "/" or a space."""
         return self.user_agent.replace("/", " ").split(" ", 1)[0]
+
+
+_NAMES: Final = [item.name for item in fields(DownloadOptions)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +83,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("--again", action="store_true", help="also try again what failed for good (404, opt-outs, …)")
     parser.add_argument("--no-robots", dest="robots", action="store_false", help="do not ask robots.txt")
-    for item in fields(DownloadOptions):
-        if "help" in item.metadata:
-            name, kind = f"--{item.name.replace('_', '-')}", type(item.default)
-            parser.add_argument(name, type=kind, default=item.default, help=item.metadata["help"])
+    add_fields(parser, DownloadOptions, [name for name in _NAMES if name != "robots"])
     parser.set_defaults(run=run)
 
 
@@ -87,8 +93,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from shards.download.store import download
     from shards.recipe import load_recipe
 
-    given = vars(arguments)
-    options = DownloadOptions(**{item.name: given[item.name] for item in fields(DownloadOptions) if item.name in given})
+    options = DownloadOptions(**read_fields(arguments, _NAMES))
     num_lists = 0
     for name, entry in load_recipe(arguments.recipe).sets.items():
         corpus = corpus_of(entry.corpus, entry.options)

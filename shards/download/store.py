@@ -30,7 +30,7 @@ from cclm.errors import MissingDependencyError
 from cclm.files.atomic import publish, replace_bytes, temporary_path
 from cclm.rows.guard import mistaken, whole
 from cclm.shardfile.codec import canonical_json, format_of
-from shards.corpora.image_bytes import load_span
+from shards.corpora.image_corpus import load_span
 from shards.corpora.url_list import COMPLETE_NAME, Downloadable, UrlRow
 from shards.corpora.webdataset import SUCCESS, tar_spans
 from shards.download.options import NOT_TRIED, TRANSIENT, DownloadOptions, Fetched
@@ -60,12 +60,8 @@ def download(
 ) -> Counter[str]:
     """Fetch what is not there yet; return how many entries of the list have which status.
 
-    Args:
-        corpus: the list.
-        options: limits of time and rate, robots policy.
-        again: also try again what failed for good: 404, opt-outs, robots.txt, broken images.
-        shard_rows: entries in a tar; a folder keeps the number it began with.
-        on_shard: called with the statuses so far when a tar is finished.
+    `again`: also try again what failed for good (404, opt-outs, robots.txt, broken images). A folder keeps the entries
+    a tar (`shard_rows`) that it began with. `on_shard` is called with the statuses so far when a tar is finished.
 
     Raises:
         ConfigError: the folder holds another list's images, or another download is running there.
@@ -173,7 +169,6 @@ def _facts_of(fetched: Fetched) -> dict[str, Any]:
 
 
 def _write(tar: Path, table: Path, entries: Sequence[dict[str, Any]], images: dict[int, Fetched]) -> None:
-    """Write the tar with the old images and the new ones, then the table."""
     spans = tar_spans(tar)[0] if tar.exists() else {}
     with temporary_path(tar).open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -37,8 +37,8 @@ BREAKS = [
     ("asserts_only_look", "shards/build.py", "assert next(steps) == 1"),
     ("files_stay_short", "shards/build.py", "x = 1\n" * 601),
     ("no_drawers", "cclm/data/utils.py", ""),
-    ("nothing_from_one_machine", "shards/fetch.py", "URL = 'https://py" + "pi.org/simple'"),
-    ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = '/home" + "/ada/corpus'"),
+    ("nothing_from_one_machine", "shards/corpora/packages.py", "URL = 'https://py" + "pi.org/simple'"),
+    ("nothing_from_one_machine", "shards/corpora/packages.py", "FOLDER = '/home" + "/ada/corpus'"),
 ]
 KEEPS = [
     ("ranks_stay_in_their_place", "cclm/distributed/collectives.py", "import torch.distributed as dist"),
@@ -53,7 +53,7 @@ KEEPS = [
     ("asserts_only_look", "shards/build.py", "assert len(todo) == 1, todo.pop(0)"),
     ("files_stay_short", "shards/build.py", "x = 1\n" * 600),
     ("no_drawers", "cclm/data/stream.py", ""),
-    ("nothing_from_one_machine", "shards/fetch.py", "FOLDER = 'runs/home/data/x'"),
+    ("nothing_from_one_machine", "shards/corpora/packages.py", "FOLDER = 'runs/home/data/x'"),
 ]
 
 

@@ -95,7 +95,7 @@ def test_a_damaged_copy_is_set_aside_for_the_one_before(tmp_path: Path, capfd: p
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 1
     changed.write_bytes(content)
-    with patch("cclm.shardfile.fetch.time.sleep"):
+    with patch("cclm.shardfile.cache.time.sleep"):
         assert _train(replace(config, run_folder=str(tmp_path / "second")))
     said = capfd.readouterr().err
     assert "the copy of step 4 is damaged and passed over" in said and "goes on from step 2" in said

@@ -28,8 +28,8 @@ from cclm.run.checkpoints import (
 )
 from cclm.run.identity import run_identity
 from cclm.run.rollbacks import ROLLBACKS_FILE
-from cclm.shardfile import fetch as fetch_module
-from cclm.shardfile.fetch import FetchError
+from cclm.shardfile import cache as fetch_module
+from cclm.shardfile.cache import FetchError
 from tests.ranks.harness import on_ranks
 from tests.tiny_checkpoint import write_checkpoint
 from tests.unit.shardfile.servers import s3_server

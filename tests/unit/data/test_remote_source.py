@@ -11,8 +11,8 @@ import torch
 
 from cclm.data.config import DataConfig
 from cclm.data.loader import make_loader
-from cclm.shardfile import fetch
-from cclm.shardfile.fetch import FetchError
+from cclm.shardfile import cache
+from cclm.shardfile.cache import FetchError
 from cclm.shardfile.options import CacheConfig
 from cclm.views.images import ImageBatch
 from tests.tiny_views import DATA, Views, change, only, open_dataset, sources
@@ -65,7 +65,7 @@ def test_the_shards_of_later_steps_are_fetched_ahead(remote: Views, cached: Data
 def test_a_server_that_fails_ends_the_run(
     remote: Views, cached: DataConfig, server: FolderServer, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(cache, "FIRST_PAUSE_S", 0.001)
     dataset = open_dataset(remote, cached)
     server.faults = {f"images-{shard:06d}.tar": ["503"] * 99 for shard in range(8)}
     with pytest.raises(FetchError, match="attempt 2 of 2"):

@@ -13,7 +13,7 @@ import pytest
 from cclm.errors import ConfigError
 from cclm.evaluate.forgetting import HEAD, changes, render_changes
 from cclm.evaluate.published import AVERAGE
-from cclm.files.table_formats import FORMATS
+from cclm.files.text import FORMATS
 from tests.unit.evaluate.test_benchmark_table import stored
 
 

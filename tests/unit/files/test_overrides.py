@@ -11,10 +11,9 @@ import pytest
 from cclm.errors import Problem
 from cclm.files.describe import describe, field_texts
 from cclm.files.document import parse_document
-from cclm.files.hints import split_key
 from cclm.files.node import COMMAND_LINE, Node, plain
-from cclm.files.overrides import merged, parse_arguments, with_override
-from cclm.files.typed import Converter
+from cclm.files.reading import merged, parse_arguments, with_override
+from cclm.files.typed import Converter, split_key
 from cclm.types import PathText
 
 

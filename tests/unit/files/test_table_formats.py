@@ -6,7 +6,7 @@ import csv
 import io
 from xml.etree import ElementTree
 
-from cclm.files.table_formats import FORMATS, html_page, latex_text, to_csv, to_html, to_latex, to_markdown, to_terminal
+from cclm.files.text import FORMATS, html_page, latex_text, to_csv, to_html, to_latex, to_markdown, to_terminal
 
 HEAD, ROWS = ["model", "ar", "zh"], [["a|b & c_d", "61.20 ± 0.41", "–"], ['"x", <y>', "7", "8"]]
 

@@ -10,8 +10,8 @@ import yaml
 
 from cclm.config import RunConfig, validate_ranks
 from cclm.errors import ConfigError, Problem
-from cclm.files.hints import known_keys
 from cclm.files.reading import to_plain
+from cclm.files.typed import known_keys
 from cclm.recipe.read import RECIPES, kinds_of, read_recipe
 from cclm.views.table import VIEWS
 from tests.tiny_run import recipe, write_recipe

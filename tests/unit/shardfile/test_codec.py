@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cclm.errors import DataError
 from cclm.shardfile import codec, schema
 from cclm.types import ImageTextRecord, Region, TextPair
+from tests.shard_writers import table_of_pairs
 
 JPEG = b"\xff\xd8\xff\xe1\x00\x06 \xff\xd9 \xff\xda\x00\x02 a scan \xff\xd9"
 """With the end of a small image in its header."""
@@ -68,7 +69,7 @@ def test_a_record_comes_back_as_it_was(
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS, st.none() | st.floats(width=32, allow_nan=False)), min_size=1, max_size=6))
 def test_a_block_comes_back_as_it_was(rows: Any) -> None:
     pairs = [replace(PAIR, text_a=a, text_b=b, score=score) for a, b, score in rows]
-    assert codec.pairs_of(codec.decode_block(codec.encode_block(codec.table_of_pairs(pairs)))) == pairs
+    assert codec.pairs_of(codec.decode_block(codec.encode_block(table_of_pairs(pairs)))) == pairs
 
 
 def test_equal_records_give_equal_bytes_whatever_the_order_of_languages() -> None:
@@ -197,7 +198,7 @@ def test_a_bad_group_is_refused_with_its_reason(pairs: Any, reason: str) -> None
 
 
 def test_a_broken_block_and_a_strange_block_differ() -> None:
-    block = codec.encode_block(codec.table_of_pairs([PAIR]))
+    block = codec.encode_block(table_of_pairs([PAIR]))
     with pytest.raises(DataError) as caught:
         codec.decode_block(block[: len(block) // 2])
     assert caught.value.reason == "block_broken"

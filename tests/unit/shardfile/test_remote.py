@@ -12,9 +12,8 @@ import pytest
 
 from cclm.errors import CclmError, ConfigError, MissingDependencyError
 from cclm.files.atomic import file_sha256
-from cclm.shardfile import fetch as fetch_module
-from cclm.shardfile.cache import FileCache, Wanted, cache_folder
-from cclm.shardfile.fetch import FetchError, fetch
+from cclm.shardfile import cache as fetch_module
+from cclm.shardfile.cache import FetchError, FileCache, Wanted, cache_folder, fetch
 from cclm.shardfile.options import CacheConfig, is_remote
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.remote import RemoteShardSet, local_path, manifest_bytes, open_set

@@ -16,11 +16,12 @@ import pytest
 
 from cclm.errors import DataError
 from cclm.shardfile import reader, writer
-from cclm.shardfile.codec import encode_block, table_of_pairs
+from cclm.shardfile.codec import encode_block
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
 from cclm.shardfile.writer import ImageTextShardWriter, TextPairShardWriter
 from cclm.types import TextPair, View
+from tests.shard_writers import table_of_pairs
 from tests.unit.shardfile.tiny_sets import group, image_record, write_image_set, write_text_set
 
 REPOSITORY = Path(__file__).parents[3]
@@ -109,7 +110,9 @@ def test_few_files_and_blocks_stay_open(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reader, "MAX_CACHED_BLOCKS", 1)
     images = ShardSet(write_image_set(tmp_path / "i", num_records=5, max_samples=1))
     assert [images.image_text(shard, 0).key for shard in (0, 1, 2, 3, 4, 0)] == [f"key-{n}" for n in (0, 1, 2, 3, 4, 0)]
-    assert len([path for path in opened_by_us() if path.startswith(str(tmp_path))]) <= 2
+    # Of tars: the descriptor of an index is closed by a thread of pyarrow, which may be a moment late.
+    tars = [path for path in opened_by_us() if path.startswith(str(tmp_path)) and path.endswith(".tar")]
+    assert len(tars) == 2
     texts = ShardSet(write_text_set(tmp_path / "t"))
     assert [texts.text_group(0, sample)[0].group for sample in (0, 4, 0, 1)] == ["g0", "g4", "g0", "g1"]
 

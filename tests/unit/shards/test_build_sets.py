@@ -15,9 +15,8 @@ import pytest
 from cclm.errors import ConfigError, DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import TextPair
-from shards.build import build_sets
+from shards.build import SetPlan, build_sets
 from shards.parts import LazyRecord, Part
-from shards.plan import SetPlan
 from tests.unit.shards.tiny_corpora import (
     bytes_below,
     count_and_make,

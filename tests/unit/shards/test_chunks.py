@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cclm.types import View
+from shards.__main__ import read_share
 from shards.chunks import (
     LAST_ORDER,
+    ROW_ORDER,
     TEXT_CHUNK_SCHEMA,
     ChunkName,
     ChunkWriter,
@@ -23,12 +26,10 @@ from shards.chunks import (
     list_chunks,
     order_of,
     position_of,
-    sort_rows,
 )
-from shards.parts import WHOLE, Share, read_share
 from shards.progress import Followed
 from shards.recipe import SetRecipe
-from shards.scan import chunks_of, is_read, scan, scan_jobs
+from shards.scan import WHOLE, Share, chunks_of, is_read, scan, scan_jobs
 from tests.unit.shards.tiny_corpora import lazy_texts, one_part
 
 places = st.tuples(st.integers(0, 2**20 - 1), st.integers(0, 2**20 - 1), st.integers(0, 2**24 - 1))
@@ -66,7 +67,7 @@ def test_a_range_of_many_chunks_against_a_sorted_list(
     assert names == [ChunkName(part=0, chunk=chunk) for chunk in range(len(chunks))]
     first, last = sorted((data.draw(st.integers(0, LAST_ORDER)), data.draw(st.integers(0, LAST_ORDER))))
     columns = ["order", "key", "position"]
-    table = sort_rows(gather([name.path(folder) for name in names], first, last, columns, TEXT_CHUNK_SCHEMA))
+    table = gather([name.path(folder) for name in names], first, last, columns, TEXT_CHUNK_SCHEMA).sort_by(ROW_ORDER)
     expected = sorted(row for rows in chunks for row in rows if first <= row[0] <= last)
     assert list(zip(*(table[column].to_pylist() for column in columns), strict=True)) == expected
     for name, rows in zip(names, chunks, strict=True):
@@ -108,7 +109,8 @@ def test_what_is_read_is_skipped_and_what_is_left_is_named(tmp_path: Path) -> No
     assert not is_read(tmp_path, 0) and chunks_of(tmp_path, 0) is None
     assert (scan(first), chunks_of(tmp_path, 0), is_read(tmp_path, 0)) == (2, 3, False)
     seen: list[tuple[int, bool]] = []
-    followed = Followed(tmp_path, lambda records, before: seen.append((records, before)))
+    progress: Any = SimpleNamespace(advance=lambda records, *, done_before: seen.append((records, done_before)))
+    followed = Followed(tmp_path, progress)
     assert (scan(second), is_read(tmp_path, 0)) == (1, True)
     assert (followed.look()["units"], seen) == (36, [(5, True), (2, True), (5, False)])
     assert (scan(first), scan(second)) == (0, 0)

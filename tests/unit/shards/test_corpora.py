@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.image_folder import ImageFolder
+from shards.corpora.image_corpus import load_first
+from shards.corpora.image_tables import ImageFolder
 from shards.corpora.pair_file import PairFile
 from tests.unit.shards.tiny_corpora import read_all, write_picture_folder
 
@@ -147,3 +149,14 @@ def test_pair_files_that_cannot_be_read_as_such(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_bytes(b"a\tb\tc\td\n")
     with pytest.raises(ConfigError, match="expected the columns text_a, text_b, score, got a first line of 4"):
         read_all(PairFile(path=tmp_path / "x.tsv", lang_a="en", lang_b="de").parts())
+
+
+def test_a_fault_of_the_disk_is_no_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"an image")
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_first([tmp_path], "a.jpg")

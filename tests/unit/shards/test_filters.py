@@ -13,19 +13,19 @@ import pytest
 from cclm.errors import ConfigError, MissingDependencyError
 from cclm.rows.cells import language_identifier
 from cclm.types import TextPair
-from shards.benchmark import read_benchmarks
 from shards.corpora.files import accounting
 from shards.filters import (
     IMAGE_FILTERS,
     PAIR_FILTERS,
     TEXT_FILTERS,
     non_letters,
+    read_benchmarks,
     refusal_of_image,
     refusal_of_pair,
     refusal_of_text,
 )
 from shards.recipe import FilterSettings
-from shards.source_image import SourceImage
+from shards.sketch import SourceImage
 from tests.image_files import encoded
 from tests.unit.shards.tiny_pictures import drawing
 

@@ -16,13 +16,11 @@ from rich.console import Console
 from cclm.errors import ConfigError
 from cclm.types import ImageTextRecord, Region, TextPair, View
 from shards.__main__ import main
-from shards.build import build_sets
+from shards.build import build_sets, plan_set
 from shards.difference import difference
-from shards.page import direction, preview_page
 from shards.parts import LazyRecord
-from shards.plan import plan_set
 from shards.recipe import SetRecipe
-from shards.stats import class_name, class_of, measure_set, spread, statistics
+from shards.stats import class_name, class_of, direction, measure_set, preview_page, spread, statistics
 from tests.image_files import encoded
 from tests.unit.shards.tiny_corpora import one_part, text_plan
 from tests.unit.shards.tiny_pictures import drawing

@@ -10,7 +10,7 @@ import pytest
 
 from cclm.errors import ConfigError
 from cclm.types import View
-from shards.plan import plan_set
+from shards.build import plan_set
 from shards.recipe import FilterSettings, SetRecipe
 from tests.unit.shards.tiny_corpora import lazy_images, one_part
 

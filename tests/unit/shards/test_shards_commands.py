@@ -236,7 +236,7 @@ def test_wrong_usage(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_it_starts_without_torch() -> None:
     program = (
-        "import sys; import shards.__main__, shards.build, shards.recipe, shards.stats, shards.fetch\n"
+        "import sys; import shards.__main__, shards.build, shards.recipe, shards.stats, shards.corpora.packages\n"
         "import shards.tokenizer, cclm.shardfile.verify\n"
         "heavy = {'torch', 'transformers', 'deepspeed', 'resvg_py', 'tokenizers', 'sentencepiece'}\n"
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)\n"

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from cclm.types import TextPair
 from shards.recipe import DuplicateSettings
 from shards.sketch import (
+    SourceImage,
     exact_sketch,
     exact_sketch_of_pair,
     near_sketch_of_image,
     near_sketch_of_pair,
     similar,
 )
-from shards.source_image import SourceImage
 from tests.image_files import encoded
 from tests.unit.shards.tiny_pictures import drawing
 

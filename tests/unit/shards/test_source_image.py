@@ -10,7 +10,7 @@ from PIL import Image
 
 from cclm.errors import DataError
 from shards.recipe import ImageSettings
-from shards.source_image import SourceImage, written_anew
+from shards.sketch import SourceImage, written_anew
 from tests.image_files import encoded
 from tests.unit.shards.tiny_pictures import drawing
 

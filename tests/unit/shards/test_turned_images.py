@@ -20,11 +20,10 @@ from cclm.shardfile.reader import ShardSet
 from cclm.types import ImageTextRecord, Region
 from cclm.views.regions.samples import region_sample
 from shards.__main__ import main
-from shards.corpora.image_bytes import fit_regions, image_size
+from shards.corpora.image_corpus import fit_regions, image_size
 from shards.filters import refusal_of_image
 from shards.recipe import FilterSettings, ImageSettings
-from shards.sketch import perceptual_hash
-from shards.source_image import SourceImage, written_anew
+from shards.sketch import SourceImage, perceptual_hash, written_anew
 from tests.image_files import (
     CORNERS,
     ORIENTATIONS,

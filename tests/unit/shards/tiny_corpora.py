@@ -13,8 +13,8 @@ from PIL import Image
 
 from cclm.errors import DataError
 from cclm.types import ImageTextRecord, TextPair, View
+from shards.build import SetPlan, plan_set
 from shards.parts import LazyRecord, Part, Skipped
-from shards.plan import SetPlan, plan_set
 from shards.recipe import DuplicateSettings, FilterSettings, SamplingSettings, SetRecipe
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"

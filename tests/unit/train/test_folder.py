@@ -15,8 +15,8 @@ from cclm.checkpoint.options import CheckpointConfig
 from cclm.config import RunConfig
 from cclm.data.options import SourceConfig, TeacherConfig
 from cclm.errors import CheckpointError, ConfigError
-from cclm.files.hints import known_keys
 from cclm.files.lines import StepLines
+from cclm.files.typed import known_keys
 from cclm.recipe.read import kinds_of, read_run_config
 from cclm.train import retrieval_sets
 from cclm.train.folder import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shards.corpora.entries import grouped
+from shards.parts import grouped
 
 
 def plainly(items: Any) -> Any:
@@ -18,7 +18,7 @@ def plainly(items: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [1, 7, 100, 5_000])
 def test_what_is_spilled_equals_what_is_gathered_in_memory(in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.corpora.entries.NUM_FILES", 5)  # each level of the recursion opens so many
+    monkeypatch.setattr("shards.parts.NUM_FILES", 5)  # each level of the recursion opens so many
     drawn = random.Random(1)
     items = [(f"k{drawn.randrange(400)}", number) for number in range(3_000)]
     groups = list(grouped(iter(items), in_memory))
@@ -55,8 +55,8 @@ def test_only_so_many_items_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
         def __reduce__(self) -> Any:
             return (int, (1,))
 
-    monkeypatch.setattr("shards.corpora.entries._ITEMS_PER_CHUNK", 2)
-    monkeypatch.setattr("shards.corpora.entries.NUM_FILES", 8)
+    monkeypatch.setattr("shards.parts._ITEMS_PER_CHUNK", 2)
+    monkeypatch.setattr("shards.parts.NUM_FILES", 8)
     groups = list(grouped(((str(n % 900), Item(n)) for n in range(4_000)), in_memory=300))
     assert sum(len(of_one) for _, of_one in groups) == 4_000
     assert most <= 300 + 2 * 8 + 2

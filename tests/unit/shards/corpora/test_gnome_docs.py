@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.gnome_docs import GnomeDocs
 from shards.corpora.packages import GNOME_DOCS
+from shards.corpora.translation_memories import GnomeDocs
 from shards.parts import LazyRecord, Skipped
 
 PAGE = """<page xmlns="http://projectmallard.org/1.0/"><info><desc>left out</desc><title>no</title></info>

@@ -267,7 +267,7 @@ def test_translations_are_joined_by_id_and_unmatched_ones_are_counted(
     assert captions["coco-522418"] == {"en": ["  A woman cutting a cake. "], "fr": ["Une femme."], "cs": ["Žena."]}
     assert captions["coco-9"] == {"zh": ["食物"]}
     assert refused == {"translation_unmatched": 1, "image_unlisted": 1, "captions_missing": 1, "line_broken": 4}
-    monkeypatch.setattr("shards.corpora.entries.grouped.__defaults__", (1, 0))
+    monkeypatch.setattr("shards.parts.grouped.__defaults__", (1, 0))
     spilled = build("coco", **coco, translations=translations)
     assert ({record.key: record.captions for record in spilled[0]}, spilled[1]) == (captions, refused)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from cclm.errors import ConfigError, DataError
-from shards.corpora.cells import pair_in
+from shards.corpora.pair_file import pair_in
 from shards.corpora.table import corpus_of
 from shards.parts import UnwantedError
 from tests.unit.shards.corpora.tiny_files import build, made_and_refused, pairs_of, rows_skipped
@@ -168,7 +168,7 @@ def test_tatoeba_is_joined_in_both_directions(tmp_path: Path, monkeypatch: pytes
         ("en", "Dogs.", "de", 'Alle "Hunde".'),
     }
     assert set(pairs_of(made)) == expected and len(made) == 3 and refused == {"line_broken": 1}
-    monkeypatch.setattr("shards.corpora.entries.grouped.__defaults__", (2, 0))
+    monkeypatch.setattr("shards.parts.grouped.__defaults__", (2, 0))
     assert set(pairs_of(build("tatoeba", **options)[0])) == expected
     assert rows_skipped("tatoeba", **options) == {("tatoeba", "jpn"): 1}
     fewer = options | {"languages": {"eng": "en", "fra": "fr"}}
