@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from benchmarks.figures import add_json_option, write_figures
 from benchmarks.samples import character_tokenizer
 from cclm.data.config import DataConfig
 from cclm.data.options import SourceConfig
+from cclm.run.machine import process_memory_bytes
 from cclm.shardfile.manifest import Manifest, ShardInfo
 from cclm.types import View
 from cclm.views.image_text.options import ImageTextConfig
@@ -58,7 +58,7 @@ def main() -> None:
     folder: Path = arguments.folder
     source = SourceConfig(path=str(folder))
     images = ImageTextConfig(sources={"images": source}, batch_size=1024, negative_group=128, num_lanes=64)
-    before = peak_mb()
+    before = process_memory_bytes()[1]
     began, cpu = time.perf_counter(), time.process_time()
     views = make_views({"image_text": images})
     dataset = open_dataset(views, DataConfig(tokenizer=""), character_tokenizer(), 0, 3, 8)
@@ -66,17 +66,9 @@ def main() -> None:
     addresses = [opened.stream.address(250_000, index) for index in dataset.rows("image_text")]
     assert addresses[0].epoch == 2
     found = {"resume_s": time.perf_counter() - began, "resume_cpu_s": time.process_time() - cpu}
-    figures = {**found, "resume_peak_mb": peak_mb(), "library_mb": before}
+    figures = {**found, "resume_peak_mb": process_memory_bytes()[1] / 2**20, "library_mb": before / 2**20}
     print(json.dumps(figures))
     write_figures(arguments.json, figures)
-
-
-def peak_mb() -> float:
-    """The largest resident set of this process so far (`ru_maxrss` would hold that of the parent before exec, too)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return math.nan
 
 
 if __name__ == "__main__":

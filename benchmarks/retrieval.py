@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +30,12 @@ from torch import Tensor
 
 from benchmarks.figures import add_json_option, write_figures
 from cclm.evaluate.embed import encode_images, encode_texts
-from cclm.evaluate.owned import Own, rerank_owned
 from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
-from cclm.evaluate.rerank import SCORE_TOLERANCE, PairNumbers
+from cclm.evaluate.rerank import SCORE_TOLERANCE, Own, PairNumbers, rerank_owned
 from cclm.evaluate.retrieval import Nearest, nearest, ranks
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.run.machine import process_memory_bytes
 
 LAYERS: dict[str, Any] = {"num_layers": 1, "num_heads": 2, "feedforward_width": 64}
 MODEL: dict[str, Any] = {
@@ -121,7 +120,7 @@ def blocks(case: Case, data: Data) -> Ranks:
             batch_size=BATCH, device=torch.device("cpu"),
         )  # fmt: skip
 
-    again = rerank_owned(texts, images, case.images, scores, SCORE_TOLERANCE)
+    again = rerank_owned(texts, images, case.images, scores)
     found: Ranks = {"t2i": forward.rank_Q, "i2t": backward.rank_Q}
     return found | {"t2i/reranked": again.text_rank_Q, "i2t/reranked": again.image_rank_Q}
 
@@ -167,15 +166,9 @@ def run_side(side: str, case: Case) -> dict[str, Any]:
     return {
         "cpu_s": time.process_time() - before,
         "wall_s": time.monotonic() - began,
-        "peak_mb": peak_mb(),
+        "peak_mb": process_memory_bytes()[1] / 2**20,
         "ranks": {name: values.tolist() for name, values in found.items()},
     }
-
-
-def peak_mb() -> float:
-    """Return the highest resident size of this process (`getrusage` would count its parent before exec, too)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from cclm.annotations.check import check_folder, report_text
-from cclm.annotations.cvqa import read_cvqa, unpack_images
 from cclm.annotations.layouts import find_files
+from cclm.annotations.questions import read_cvqa, unpack_images
 from cclm.annotations.tasks import TASKS
 from cclm.errors import ConfigError
 from cclm.evaluate.benchmark_table import BenchmarkTable, Choice, Found, build_table, tables_in
@@ -154,8 +154,7 @@ def _print_changes(options: argparse.Namespace) -> None:
 
 def _write_gallery(options: argparse.Namespace) -> None:
     """Write a page: each language's best, worst and most surprising answers with images; what is taken for what."""
-    from finetune.answers import answers_of
-    from finetune.gallery import gallery_page
+    from finetune.gallery import answers_of, gallery_page
 
     path = options.to or options.run_folder / "gallery.html"
     replace_text(path, gallery_page(answers_of(options.run_folder), options.number))

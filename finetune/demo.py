@@ -12,6 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,67 +48,55 @@ def plan(run: Path, model: Path, *, seeds: int) -> list[Stage]:
     statements = f"{many} {_words({**FEW_SHOT, **_few_statements(run)})}"
     compared = f"--baseline {shlex.quote(model.name)}:zero-shot --no-published --metric {' '.join(METRICS)}"
 
-    def stage(name: str, explanation: str, *commands: str) -> Stage:
-        return Stage(
-            name=name, explanation=explanation, commands=commands, home=run, is_always_called=name in _GO_ON,
-            is_done=lambda: _is_done(run, name, seeds),
-        )  # fmt: skip
-
-    return [
-        stage(
-            "data", "statements about pairs of images, few-shot rows, a test set", f"finetune.demo_data {IMAGES} {DATA}"
-        ),
-        stage(
-            "before",
+    stages = {
+        "data": ("statements about pairs of images, few-shot rows, a test set", f"finetune.demo_data {IMAGES} {DATA}"),
+        "before": (
             "retrieval before any fine-tuning",
             f"launch run --ranks 2 --run-folder {folder}/before -- python -m finetune --recipe demo_retrieval "
             f"--run_folder {folder}/before --finetune.epochs 0 {of_model}",
         ),
-        stage(
-            "retrieval",
+        "retrieval": (
             "fine-tuned on images with English names; tested on an artist never seen",
             f"finetune --recipe demo_retrieval --run_folder {folder}/retrieval {many} {of_model}",
         ),
-        stage(
-            "retrieval few-shot",
+        "retrieval few-shot": (
             "some images with a name in each language",
             f"finetune --recipe demo_retrieval {retrieval}",
         ),
-        stage(
-            "statements",
+        "statements": (
             "is one of two images called so? Fine-tuned in English, on other concepts than those of the test",
             f"finetune --recipe demo_statements --run_folder {folder}/statements {many} {of_model}",
         ),
-        stage(
-            "statements few-shot", "some statements in each language", f"finetune --recipe demo_statements {statements}"
-        ),
-        stage(
-            "tables",
+        "statements few-shot": ("some statements in each language", f"finetune --recipe demo_statements {statements}"),
+        "tables": (
             "all runs, per language, with significance; what fine-tuning in English changed in each language",
             f"finetune table {folder} {compared} --format json html --to {folder}/{TABLE_NAME} {folder}/table.html",
             f"finetune forgetting {folder}/before {folder}/retrieval {folder}/retrieval-few_shot --metric t2i_r10 "
             f"--format html --to {folder}/forgetting.html",
         ),
-        stage(
-            "galleries",
+        "galleries": (
             "best, worst and most surprising answers, as pages",
             f"finetune gallery {folder}/statements/seed_42 --to {folder}/statements.html",
             f"finetune gallery {folder}/retrieval/seed_42 --to {folder}/retrieval.html",
         ),
-    ]
+    }
+    return [
+        Stage(
+            name=name, explanation=explanation, commands=tuple(commands), home=run, is_always_called=name in _GO_ON,
+            is_done=partial(_is_done, run, name),
+        )
+        for name, (explanation, *commands) in stages.items()
+    ]  # fmt: skip
 
 
 _GO_ON: Final = ("retrieval", "retrieval few-shot", "statements", "statements few-shot")
 """Stages whose commands know themselves what is done."""
 
 
-def _is_done(run: Path, name: str, seeds: int) -> bool:
+def _is_done(run: Path, name: str) -> bool:
     """Return whether a stage's product is there; tables and pages are quick, and made anew."""
-    if name == "data":
-        return (DATA / "retrieval-few_shot" / "manifest.json").exists()
-    if name == "before":
-        return (run / "before" / "done.json").exists()
-    return False
+    products = {"data": DATA / "retrieval-few_shot" / "manifest.json", "before": run / "before" / "done.json"}
+    return name in products and products[name].exists()
 
 
 def _few_images(run: Path) -> dict[str, str]:

@@ -26,11 +26,9 @@ from cclm.errors import CclmError
 from cclm.files.atomic import make_folder, replace_bytes
 from cclm.files.command_line import Parser, open_output, say
 from cclm.run.ending import end_with
-from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
-from cclm.shardfile.writer import ImageTextShardWriter
-from cclm.types import ImageTextRecord, Language, View
-from finetune.stand_in import write_rows
+from cclm.types import ImageTextRecord, Language
+from finetune.stand_in import write_image_set, write_rows
 
 ENGLISH: Final = "en"
 LANGUAGES: Final = (
@@ -88,25 +86,17 @@ def _drawings(folder: Path) -> Iterator[Drawing]:
 def _write_retrieval(to: Path, test: Sequence[Drawing], translated: Sequence[Drawing]) -> None:
     """Write the test images with their names in the tested languages, and some training images with a foreign name."""
     tested = (ENGLISH, *LANGUAGES)
-    _write_set(to / "retrieval-test", [_named(one, tested, one.record.key) for one in test])
+    write_image_set(to / "retrieval-test", [_named(one, tested, one.record.key) for one in test])
     few = [
         _named(one, (language,), f"{language}_{one.record.key}")
         for number, language in enumerate(LANGUAGES)
         for one in translated[number * SHOTS : (number + 1) * SHOTS]
     ]
-    _write_set(to / "retrieval-few_shot", few)
+    write_image_set(to / "retrieval-few_shot", few)
 
 
 def _named(one: Drawing, languages: Sequence[Language], key: str) -> ImageTextRecord:
     return replace(one.record, key=key, captions={language: [one.names[language]] for language in languages})
-
-
-def _write_set(folder: Path, records: Sequence[ImageTextRecord]) -> None:
-    with ImageTextShardWriter(folder, folder.name) as writer:
-        for record in records:
-            writer.add(record)
-    assert writer.info is not None, "it has images"
-    Manifest(view=View.IMAGE_TEXT, shards=(writer.info,)).save(folder)
 
 
 def _write_statements(to: Path, drawings: Mapping[str, Sequence[Drawing]], few: Sequence[Drawing]) -> None:

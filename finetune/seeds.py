@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import say
-from cclm.files.reading import plain_value, read_yaml
+from cclm.files.node import plain
+from cclm.files.reading import parse_arguments, read_yaml
 from cclm.files.shipped import find_shipped
 from cclm.run.launcher import adopt_place
 
@@ -53,50 +54,29 @@ def commands_of_seeds(
     words: Sequence[str], recipes: Path, *, seeds: int, ranks: int
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield what is said of each run, and its command behind `python -m` (ConfigError: no run folder is named)."""
-    settings, rest = _own_settings(words, recipes)
+    settings = _own_settings(words, recipes)
     if not settings.get("run_folder"):
         do = "Add --run_folder runs/NAME."
         raise ConfigError(where="run_folder", expected="a folder for the runs of all seeds", got="none", do=do)
     first = int(settings.get("seed", FIRST_SEED))
     for seed in range(first, first + seeds):
         folder = str(Path(str(settings["run_folder"])) / f"seed_{seed}")
-        own = [word.replace(PLACEHOLDER, str(seed)) for word in rest]
+        own = [word.replace(PLACEHOLDER, str(seed)) for word in words]  # of two values of a key the later one counts
         command = ["finetune", *own, "--seed", str(seed), "--run_folder", folder]
         if ranks > 1:
-            command = [
-                "launch",
-                "run",
-                "--ranks",
-                str(ranks),
-                "--run-folder",
-                folder,
-                "--",
-                sys.executable,
-                "-m",
-                *command,
-            ]
+            launcher = ["launch", "run", "--ranks", str(ranks), "--run-folder", folder, "--"]
+            command = [*launcher, sys.executable, "-m", *command]
         yield f"seed {seed}: {folder}", command
 
 
-def _own_settings(words: Sequence[str], recipes: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return seed and run folder, of the recipes or, which wins, of the words; and the other words."""
-    of_recipes, of_words, rest = dict[str, Any](), dict[str, Any](), list[str]()
-    given = list(words)
-    while given:
-        word = given.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        own = [word]
-        if not equals and given and not given[0].startswith("--"):  # behind --print_config stands no value
-            own.append(value := given.pop(0))
-        if key in OWN and value:
-            of_words[key] = plain_value(value, f"--{key}")
-            continue
-        rest += own
-        if key == "recipe" and value:
-            path = find_shipped(value, recipes, ".yaml", where="recipe", do="Check the name.")
-            content = read_yaml(path, expected="a recipe", do="Repair it.")
-            of_recipes |= {name: content[name] for name in OWN if isinstance(content, Mapping) and name in content}
-    return {**of_recipes, **of_words}, rest
+def _own_settings(words: Sequence[str], recipes: Path) -> dict[str, Any]:
+    """Return seed and run folder, of the recipes or, which wins, of the words."""
+    line, found = parse_arguments(words, "--recipe"), dict[str, Any]()
+    for name in line.files:
+        path = find_shipped(name, recipes, ".yaml", where="recipe", do="Check the name.")
+        content = read_yaml(path, expected="a recipe", do="Repair it.")
+        found |= {key: content[key] for key in OWN if isinstance(content, Mapping) and key in content}
+    return found | {key: plain(value) for key, value in line.overrides if key in OWN}
 
 
 def run_seeds(words: Sequence[str], recipes: Path, *, seeds: int, ranks: int = 1) -> int:

@@ -1,18 +1,27 @@
-"""What stand-in data are made of: drawn images of coloured shapes, and words for them in a few languages."""
+"""What stand-in data are made of: drawn images of coloured shapes, and words for them in a few languages.
+
+Training, dev and test data are the same things: they are to be learned by heart.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Final
 
 from PIL import Image, ImageDraw
 
 from cclm.files.atomic import make_folder, replace_text
+from cclm.shardfile.manifest import Manifest
+from cclm.shardfile.writer import ImageTextShardWriter
+from cclm.types import ImageTextRecord, View
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220)}
 SHAPES = ("circle", "box")
+THINGS: Final = tuple(product(COLOURS, SHAPES))
 WORDS = ("red", "green", "blue", "circle", "box", "old", "colour", "shape")
 _TABLE = """
 en: red, green, blue, circle, box, very old, which colour, which shape
@@ -67,6 +76,21 @@ def draw_scene(path: Path, things: Sequence[tuple[str, str]]) -> None:
     """Draw a scene into a file."""
     make_folder(path.parent)
     scene(things).save(path)
+
+
+def draw_things(folder: Path, suffix: str = ".png") -> None:
+    """Draw each thing into a folder, in an image of its name."""
+    for thing in THINGS:
+        draw_scene(folder / f"{'_'.join(thing)}{suffix}", [thing])
+
+
+def write_image_set(folder: Path, records: Iterable[ImageTextRecord]) -> None:
+    """Write an image-text set of one shard."""
+    with ImageTextShardWriter(folder, folder.name) as writer:
+        for record in records:
+            writer.add(record)
+    assert writer.info is not None, "it has images"
+    Manifest(view=View.IMAGE_TEXT, shards=(writer.info,)).save(folder)
 
 
 def write_document(path: Path, content: object) -> None:

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 
 from cclm.errors import DataError
+from cclm.rows.cells import language_identifier
 from cclm.rows.guard import mistaken, without_addresses
-from cclm.rows.identify_language import language_identifier
 from cclm.rows.lines import sound_lines
 from cclm.shardfile.scores import StoredScores, hash_of_caption, hash_of_pair, label_of_pair
 from cclm.types import TextPair

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import resolve_ds_file
 from cclm.evaluate.scores import RECALLS
 from cclm.recipe.epochs import with_epochs
-from cclm.shardfile.manifest import Manifest
-from cclm.shardfile.writer import ImageTextShardWriter
 from cclm.train.evaluation import TaskMetric, evaluation_of
 from cclm.train.retrieval_evaluation import RetrievalEvaluation
-from cclm.types import ImageTextRecord, View
-from finetune.stand_in import COLOURS, LANGUAGES, SHAPES, scene_bytes
+from cclm.types import ImageTextRecord
+from finetune.stand_in import LANGUAGES, THINGS, scene_bytes, write_image_set
 from tests.tiny_finetune import alone, write_tokenizer
 from tests.tiny_training import as_config, dataset_of, module_of
 
@@ -28,25 +25,23 @@ METRIC = TaskMetric(task="retrieval", view="image_text", metrics=("mean_recall",
 
 def write_uneven_set(folder: Path) -> Path:
     """Thirteen images: some show the same, have several captions, none in German, or captions that others have, too."""
-    things = [*product(COLOURS, SHAPES), *product(COLOURS, SHAPES), ("red", "box")]
-    with ImageTextShardWriter(folder, "test") as writer:
-        for number, (colour, shape) in enumerate(things):
-            captions = {"en": [f"{LANGUAGES['en'][colour]} {LANGUAGES['en'][shape]}"] * (1 + number % 3)}
-            captions["en"] = [f"{'old ' * place}{text}" for place, text in enumerate(captions["en"])]
-            if number % 4:
-                captions["de"] = [LANGUAGES["de"][colour]]
-            record = ImageTextRecord(
-                key=f"image_{number}",
-                image=scene_bytes([(colour, shape)] * (1 + number % 2)),
-                image_format="png",
-                captions=captions,
-                source="made",
-                licence="CC0-1.0",
-                identity=f"thing_{number % 10}",
-            )
-            writer.add(record)
-    assert writer.info is not None, "it has images"
-    Manifest(view=View.IMAGE_TEXT, shards=(writer.info,)).save(folder)
+    records = []
+    for number, (colour, shape) in enumerate([*THINGS, *THINGS, ("red", "box")]):
+        captions = {"en": [f"{LANGUAGES['en'][colour]} {LANGUAGES['en'][shape]}"] * (1 + number % 3)}
+        captions["en"] = [f"{'old ' * place}{text}" for place, text in enumerate(captions["en"])]
+        if number % 4:
+            captions["de"] = [LANGUAGES["de"][colour]]
+        record = ImageTextRecord(
+            key=f"image_{number}",
+            image=scene_bytes([(colour, shape)] * (1 + number % 2)),
+            image_format="png",
+            captions=captions,
+            source="made",
+            licence="CC0-1.0",
+            identity=f"thing_{number % 10}",
+        )
+        records.append(record)
+    write_image_set(folder, records)
     return folder
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cclm.config import RunConfig
 from cclm.evaluate.rerank import RerankRule
-from cclm.evaluate.zero_shot import DIRECTIONS, measure
+from cclm.evaluate.scores import DIRECTIONS
+from cclm.evaluate.zero_shot import measure
 from cclm.hub.open import open_model
 from cclm.retrieve.measure import load_set
 from cclm.shardfile.reader import ShardSet

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.annotations.gqa import read_answers
 from cclm.annotations.images import find_image
-from cclm.annotations.layouts import EVERY, DataSet, FoundFile, annotation_paths
+from cclm.annotations.layouts import EVERY, DataSet, FoundFile, annotation_paths, recognised
+from cclm.annotations.questions import read_answers
 from cclm.annotations.rows import images_of
 from cclm.annotations.tasks import DATA_SETS, TASKS
 from cclm.errors import ConfigError, DataError
@@ -98,10 +98,9 @@ def check_folder(task: str, folder: Path, images: Sequence[Path] = ()) -> Folder
     if not folder.is_dir():
         raise ConfigError(where=str(folder), expected="a folder of data", got="no such folder", do="Correct the path.")
     data_sets, paths = TASKS[task], annotation_paths(folder)
-    recognised = {path: found for path in paths if (found := _found(data_sets, folder, path))}
-    vocabularies = [path for path in paths if any(one.is_vocabulary(folder, path) for one in data_sets)]
-    reports = [_read(file, images) for found in recognised.values() for file in found]
-    known = {*recognised, *vocabularies}
+    files = {path: found for path in paths if (found := recognised(data_sets, folder, path))}
+    vocabularies = [path for path in paths if any(one.fits(one.vocabulary, folder, path) for one in data_sets)]
+    reports = [_read(file, images) for found in files.values() for file in found]
     return FolderReport(
         task=task,
         folder=folder,
@@ -112,21 +111,18 @@ def check_folder(task: str, folder: Path, images: Sequence[Path] = ()) -> Folder
             *(
                 Missing(data_set=one, split=one.vocabulary_name, languages=[EVERY], is_needed=True)
                 for one in data_sets
-                if one.vocabulary and not any(one.is_vocabulary(folder, path) for path in vocabularies)
+                if one.vocabulary and not any(one.fits(one.vocabulary, folder, path) for path in vocabularies)
             ),
         ],
         image_folders=images,
-        unrecognised=[path for path in paths if path not in known and not _is_of_another_set(folder, path)],
+        unrecognised=[path for path in paths if not _is_known(folder, path)],
     )
 
 
-def _found(data_sets: Sequence[DataSet], folder: Path, path: Path) -> list[FoundFile]:
-    return next(filter(None, (data_set.found(folder, path) for data_set in data_sets)), [])
-
-
-def _is_of_another_set(folder: Path, path: Path) -> bool:
-    sets = [one for one in DATA_SETS if one.is_companion(folder, path) or one.is_vocabulary(folder, path)]
-    return bool(sets) or any(one.found(folder, path) for one in DATA_SETS)
+def _is_known(folder: Path, path: Path) -> bool:
+    """Return whether a file is one of any data set's."""
+    beside = any(one.fits(one.companions, folder, path) or one.fits(one.vocabulary, folder, path) for one in DATA_SETS)
+    return beside or bool(recognised(DATA_SETS, folder, path))
 
 
 def _read(file: FoundFile, images: Sequence[Path]) -> FileReport:
@@ -186,8 +182,9 @@ def report_text(report: FolderReport) -> str:
     )
     for title, is_needed in (("Missing", True), ("Not there, and not needed for zero-shot", False)):
         lines += _listed(title, [_said(one) for one in report.missing if one.is_needed is is_needed])
-    for data_set in dict.fromkeys(one.data_set.name for one in report.missing if one.is_needed):
-        lines += _sources(next(one.data_set for one in report.missing if one.data_set.name == data_set))
+    for name, data_set in {one.data_set.name: one.data_set for one in report.missing if one.is_needed}.items():
+        images = f"; {data_set.images}" if data_set.images else ""
+        lines.append(f"{name} is published at {data_set.source}{images}")
     lines += _image_lines(report)
     lines += _listed("Not recognised", [str(path) for path in report.unrecognised])
     whole = "Complete." if report.image_folders else "Complete but for the images, which were not looked for."
@@ -234,8 +231,3 @@ def _listed(title: str, items: Sequence[str]) -> list[str]:
 def _said(missing: Missing) -> str:
     languages = "" if list(missing.languages) == [EVERY] else f" in {', '.join(missing.languages)}"
     return f"{missing.data_set.name} {missing.split}{languages}"
-
-
-def _sources(data_set: DataSet) -> list[str]:
-    images = f"; {data_set.images}" if data_set.images else ""
-    return [f"{data_set.name} is published at {data_set.source}{images}"]

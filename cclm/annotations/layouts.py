@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from cclm.annotations.aligned import XTD10_LANGUAGES
+from cclm.annotations.captions import XTD10_LANGUAGES
 from cclm.annotations.reading import Problems
 from cclm.annotations.rows import AnnotationFile
 from cclm.languages import language_tag
@@ -26,17 +26,11 @@ SUFFIXES = (".json", ".jsonl", ".txt", ".token", ".csv", ".parquet", ".gz", ".en
 """Of annotations (the last ones: Multi30K's, unpacked); images beside them cost no more than a list of their names."""
 EVERY = ""
 """In place of a language: a file of several, or a split that has as many rows in each."""
+Reader = Callable[[Path, str, Problems | None], AnnotationFile[Any]]
+"""What reads a file in a language: `read_xvnli` and its like (DataError: unless problems are collected)."""
 
 
-class Reader(Protocol):
-    """What reads a file: `read_xvnli` and its like."""
-
-    def __call__(self, path: Any, language: str, problems: Problems | None = None, /) -> AnnotationFile[Any]:
-        """Return the rows of a file (DataError: unless `problems` are given)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FileKind:
     """Files of one form, by their paths."""
 
@@ -44,6 +38,7 @@ class FileKind:
     """Below the data set's folder; groups `split` and `language` say what a file is, `translated` that it is machine-
     translated to English."""
     read: Reader
+    _: KW_ONLY
     split: str = "test"
     """Where the pattern has no such group."""
     languages: Sequence[Language] = ("en",)
@@ -52,20 +47,17 @@ class FileKind:
     """Other splits of these languages that can be read out of it, with the lists that belong to it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Split:
     """A split as it is published."""
 
     name: str
-    languages: Sequence[Language]
+    _: KW_ONLY
+    languages: Sequence[Language] = ("en",)
     rows: int | Mapping[Language, int] | None = None
     """Entries of each language's file, where a source says so."""
     is_needed: bool = True
     """Whether the zero-shot protocol needs it."""
-
-    def rows_in(self, language: Language) -> int | None:
-        """Return the published number of entries in a language."""
-        return self.rows.get(language) if isinstance(self.rows, Mapping) else self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +77,7 @@ class DataSet:
     """What files call a split → its name here."""
 
     vocabulary: str = ""
-    """Pattern of the files of answers, which `cclm.annotations.gqa.read_answers` reads; "": it has none."""
+    """Pattern of the files of answers, which `cclm.annotations.questions.read_answers` reads; "": it has none."""
     vocabulary_name: str = "trainval_ans2label.json"
     """What such a file is called where it is missing."""
 
@@ -100,15 +92,8 @@ class DataSet:
     def _patterns(self) -> list[tuple[re.Pattern[str], FileKind]]:
         return [(re.compile(self._above + kind.pattern), kind) for kind in self.kinds]
 
-    def is_vocabulary(self, root: Path, path: Path) -> bool:
-        """Return whether a file holds the answers of this set."""
-        return self._fits(self.vocabulary, root, path)
-
-    def is_companion(self, root: Path, path: Path) -> bool:
-        """Return whether a file is read beside another one of this set."""
-        return self._fits(self.companions, root, path)
-
-    def _fits(self, pattern: str, root: Path, path: Path) -> bool:
+    def fits(self, pattern: str, root: Path, path: Path) -> bool:
+        """Return whether a file is one of this set's `vocabulary`, or `companions`."""
         return bool(pattern and re.fullmatch(self._above + pattern, path.relative_to(root).as_posix()))
 
     def found(self, root: Path, path: Path) -> list[FoundFile]:
@@ -165,14 +150,19 @@ class FoundFile:
         """Return how many entries are published for this split and language, where that is known."""
         for split in self.data_set.splits:
             if split.name == self.split and self.language in split.languages:
-                return split.rows_in(self.language)
+                return split.rows.get(self.language) if isinstance(split.rows, Mapping) else split.rows
         return None
 
 
 def find_files(data_sets: Sequence[DataSet], folder: Path) -> Iterator[FoundFile]:
     """Yield the files below a folder that are of one of these sets, sorted by path."""
     for path in annotation_paths(folder):
-        yield from next(filter(None, (data_set.found(folder, path) for data_set in data_sets)), [])
+        yield from recognised(data_sets, folder, path)
+
+
+def recognised(data_sets: Iterable[DataSet], folder: Path, path: Path) -> list[FoundFile]:
+    """Return what a file below a folder is of the first of these sets that has it, once for each language in it."""
+    return next(filter(None, (data_set.found(folder, path) for data_set in data_sets)), [])
 
 
 def annotation_paths(folder: Path) -> list[Path]:

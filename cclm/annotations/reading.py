@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ Made = TypeVar("Made")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 KEY = "\0key"
-"""Name of an entry's key or index, which no published file uses."""
+"""Name of an entry's line, index or key, which no published file uses."""
 Problems = list[DataError]
 """What a reader notes its errors in, to go on; None in its place: the first one is raised."""
 
@@ -44,11 +45,11 @@ class Dropped:
 def entries_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     """Yield ("PATH:LINE", object) of JSON lines (.jsonl), or of a JSON list or object of objects; also compressed.
 
-    Those of a list or object have its index or key under `KEY`, too: many published lists give no ids, and stand on one
-    line.
+    Under `KEY` they have their line, index or key, too: many published lists give no ids, and stand on one line.
     """
     if plain_suffix(path) == ".jsonl":
-        yield from read_rows(str(path), path, needed=())
+        for place, row in read_rows(str(path), path, needed=()):
+            yield place, row if isinstance(row, DataError) else {KEY: place.rpartition(":")[2], **row}
         return
     for place, key, entry in json_entries(path):
         if isinstance(entry, dict):
@@ -59,24 +60,22 @@ def entries_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]
 
 def read_entries(
     path: Path,
-    language: Language,
+    language: str,
     entries: Iterable[tuple[str, Entry | DataError]],
-    make: Callable[[str, Entry], Row | Dropped],
+    make: Callable[[Language, Entry], Row | Dropped],
     problems: Problems | None = None,
 ) -> AnnotationFile[Row]:
-    """Return the rows that `make(place, entry)` makes.
+    """Return the rows that `make(tag, entry)` makes; the language "" stands for a file of several.
 
     Raises:
-        DataError: the first entry that is not as the format says, with file and line (unless `problems` are given);
-            one that ends the file (reason file_broken) too.
+        DataError: no such language; the first entry that is not as the format says, with file and line (unless
+            `problems` are given); one that ends the file (reason file_broken) too.
     """
-    made = list(_made(path, entries, make, problems))
-    dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
-    rows = tuple(item for item in made if item is not None and not isinstance(item, Dropped))
-    return AnnotationFile(path=path, language=language, rows=rows, num_entries=len(made), dropped=dict(dropped))
+    tag, rows, num_entries, dropped = _sorted(path, language, entries, make, problems)
+    return AnnotationFile(path=path, language=tag, rows=tuple(rows), num_entries=num_entries, dropped=dropped)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Captioned:
     """What an entry says of an image."""
 
@@ -88,40 +87,52 @@ class Captioned:
 
 def read_captions(
     path: Path,
-    language: Language,
+    language: str,
     entries: Iterable[tuple[str, Entry | DataError]],
-    make: Callable[[str, Entry], Captioned | Dropped],
+    make: Callable[[Language, Entry], Captioned | Dropped],
     problems: Problems | None = None,
 ) -> AnnotationFile[CaptionRow]:
     """Return one row an image, with the captions of all its entries, in the order of their first ones.
 
     Blank captions are dropped, and images that have no other. Raises DataError as `read_entries` does.
     """
+    tag, items, num_entries, dropped = _sorted(path, language, entries, make, problems)
     found: dict[str, tuple[str, list[str]]] = {}
-    dropped: Counter[str] = Counter()
-    num_entries = 0
-    for item in _made(path, entries, make, problems):
-        num_entries += 1
-        if isinstance(item, Dropped):
-            dropped[item.reason] += 1
-        elif item is not None:
-            kept = [caption for caption in item.captions if caption.strip()]
-            dropped[BLANK_CAPTION] += len(item.captions) - len(kept)
-            found.setdefault(item.id, (item.image, []))[1].extend(kept)
+    for item in items:
+        kept = [caption for caption in item.captions if caption.strip()]
+        dropped[BLANK_CAPTION] += len(item.captions) - len(kept)
+        found.setdefault(item.id, (item.image, []))[1].extend(kept)
     rows = [
-        CaptionRow(id=identity, image=image, captions=tuple(captions), language=language)
+        CaptionRow(id=identity, image=image, captions=tuple(captions), language=tag)
         for identity, (image, captions) in found.items()
         if captions
     ]
     dropped[NO_CAPTION] += len(found) - len(rows)
     counts = {reason: count for reason, count in dropped.items() if count}
-    return AnnotationFile(path=path, language=language, rows=tuple(rows), num_entries=num_entries, dropped=counts)
+    return AnnotationFile(path=path, language=tag, rows=tuple(rows), num_entries=num_entries, dropped=counts)
+
+
+def _sorted(
+    path: Path,
+    language: str,
+    entries: Iterable[tuple[str, Entry | DataError]],
+    make: Callable[[Language, Entry], Made | Dropped],
+    problems: Problems | None,
+) -> tuple[Language, list[Made], int, Counter[str]]:
+    """Return the language's tag, what is made of the entries, how many they are, and the reasons of dropped ones."""
+    tag = language_tag(language) if language else ""
+    if tag is None:
+        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(language), str(path))
+    made = list(_made(path, entries, partial(make, tag), problems))
+    dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
+    kept = [item for item in made if item is not None and not isinstance(item, Dropped)]
+    return tag, kept, len(made), dropped
 
 
 def _made(
     path: Path,
     entries: Iterable[tuple[str, Entry | DataError]],
-    make: Callable[[str, Entry], Made],
+    make: Callable[[Entry], Made],
     problems: Problems | None,
 ) -> Iterator[Made | None]:
     """Yield what is made of each entry; None of a broken one, which is raised, or noted among the problems."""
@@ -130,7 +141,7 @@ def _made(
         try:
             if isinstance(entry, DataError):
                 raise entry
-            made = make(place, entry)
+            made = make(entry)
         except Exception as error:  # the net: `data_error` raises again what is not the data's fault
             problem = data_error(error, place)
             if problems is None:
@@ -180,16 +191,8 @@ def indexed(
     problems: Problems | None,
 ) -> dict[Key, Value]:
     """Return the pairs that `make` makes of a list of objects in a document."""
-    made = _made(path, items_at(path, document, key), lambda _, item: make(item), problems)
+    made = _made(path, items_at(path, document, key), make, problems)
     return dict(pair for pair in made if pair is not None)
-
-
-def known_language(name: str, path: Path) -> Language:
-    """Return the tag of a language (DataError: it is none, reason language_unknown)."""
-    tag = language_tag(name)
-    if tag is None:
-        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(name), str(path))
-    return tag
 
 
 def text_at(entry: Mapping[str, Any], key: str) -> str:
@@ -203,8 +206,3 @@ def name_at(entry: Mapping[str, Any], key: str) -> str:
     if type(value) is str and value and value.isascii() and "\0" not in value:
         return value  # most of them: a million questions need not pass all that follows
     return identifier(value, f"a name in {key!r}") or refuse("line_broken", f"a name in {key!r}", "none")
-
-
-def mapping_at(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an object that must be there."""
-    return mapping(entry.get(key), f"an object in {key!r}")

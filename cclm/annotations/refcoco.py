@@ -24,7 +24,6 @@ from cclm.annotations.reading import (
     entries_of,
     indexed,
     items_at,
-    known_language,
     name_at,
     object_in,
     read_entries,
@@ -41,16 +40,14 @@ _BOX = "a bbox [x, y, width, height] with an area"
 
 def read_refcoco(path: Path, language: str, problems: Problems | None = None) -> AnnotationFile[BoxRow]:
     """Read phrases and boxes in either form; a box without an area is an error."""
-    tag = known_language(language, path)
     if first_sign(path) != "{":
-        return read_entries(path, tag, entries_of(path), partial(_row, tag, Counter()), problems)
+        return read_entries(path, language, entries_of(path), partial(_row, Counter()), problems)
     document = object_in(path, problems)
     images = indexed(path, document, "images", lambda image: (name_at(image, "id"), image), problems)
-    make = partial(_joined, tag, images)
-    return read_entries(path, tag, items_at(path, document, "annotations"), make, problems)
+    return read_entries(path, language, items_at(path, document, "annotations"), partial(_joined, images), problems)
 
 
-def _row(language: Language, phrases: Counter[str], _: str, entry: Mapping[str, Any]) -> BoxRow:
+def _row(phrases: Counter[str], language: Language, entry: Mapping[str, Any]) -> BoxRow:
     meant = identifier(entry.get("ref_id"))
     phrases[meant] += 1
     return BoxRow(
@@ -63,7 +60,7 @@ def _row(language: Language, phrases: Counter[str], _: str, entry: Mapping[str, 
     )
 
 
-def _joined(language: Language, images: Mapping[str, Mapping[str, Any]], _: str, entry: Mapping[str, Any]) -> BoxRow:
+def _joined(images: Mapping[str, Mapping[str, Any]], language: Language, entry: Mapping[str, Any]) -> BoxRow:
     identity = name_at(entry, "image_id")
     image = images.get(identity) or refuse("line_unmatched", f"an image {identity} in `images`", "none")
     return BoxRow(

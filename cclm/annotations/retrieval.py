@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
-from cclm.annotations.aligned import multi30k_paths, read_aligned
-from cclm.annotations.flickr30k import read_flickr30k, read_karpathy
+from cclm.annotations.captions import multi30k_paths, read_aligned, read_flickr30k, read_karpathy
 from cclm.annotations.images import image_identity
 from cclm.annotations.layouts import FoundFile, find_files
 from cclm.annotations.reading import Problems

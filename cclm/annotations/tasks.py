@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from cclm.annotations.aligned import read_aligned
-from cclm.annotations.coco import read_coco
-from cclm.annotations.cvqa import read_cvqa
-from cclm.annotations.flickr30k import read_flickr30k, read_karpathy
-from cclm.annotations.gqa import read_gqa
+from cclm.annotations.captions import (
+    XM3600_LANGUAGES,
+    read_aligned,
+    read_coco,
+    read_flickr30k,
+    read_karpathy,
+    read_wit,
+    read_xm3600,
+)
 from cclm.annotations.layouts import EVERY, DataSet, FileKind, Split
-from cclm.annotations.nlvr import read_statements
+from cclm.annotations.questions import read_cvqa, read_gqa, read_vqa
 from cclm.annotations.refcoco import read_refcoco
-from cclm.annotations.vqa import read_vqa
-from cclm.annotations.wit import read_wit
-from cclm.annotations.xm3600 import XM3600_LANGUAGES, read_xm3600
-from cclm.annotations.xvnli import read_xvnli
+from cclm.annotations.statements import read_statements, read_xvnli
 from cclm.types import Language
 
 _IGLUE: Final = "https://github.com/e-bug/iglue"
@@ -33,7 +34,7 @@ _COCO_IMAGES: Final = "COCO's train2014 and val2014: https://cocodataset.org/#do
 def _shots(languages: tuple[Language, ...], rows: Mapping[str, int]) -> tuple[Split, ...]:
     """Return the splits of few-shot training, by number of shots."""
     return tuple(
-        Split(name=f"train_{shots}", languages=languages, rows=count, is_needed=False) for shots, count in rows.items()
+        Split(f"train_{shots}", languages=languages, rows=count, is_needed=False) for shots, count in rows.items()
     )
 
 
@@ -41,13 +42,13 @@ XVNLI: Final = DataSet(
     name="XVNLI",
     folders=("XVNLI",),
     kinds=(
-        FileKind(pattern=rf"annotations/{_TAG}/(?P<split>train|dev|test|train_\d+)\.jsonl", read=read_xvnli),
-        FileKind(pattern=rf"{_TRANSLATED}/{_TAG}/(?P<split>dev|test)\.jsonl", read=read_xvnli),
+        FileKind(rf"annotations/{_TAG}/(?P<split>train|dev|test|train_\d+)\.jsonl", read_xvnli),
+        FileKind(rf"{_TRANSLATED}/{_TAG}/(?P<split>dev|test)\.jsonl", read_xvnli),
     ),
     splits=(
-        Split(name="train", languages=("en",)),
-        Split(name="dev", languages=("en",)),
-        Split(name="test", languages=("en", "ar", "es", "fr", "ru"), rows=1164),
+        Split("train"),
+        Split("dev"),
+        Split("test", languages=("en", "ar", "es", "fr", "ru"), rows=1164),
         *_shots(("en", "ar", "es", "fr", "ru"), {"1": 3, "5": 18, "10": 39, "20": 75, "25": 90, "48": 168}),
     ),
     source=f"{_IGLUE}/tree/main/datasets/XVNLI",
@@ -59,16 +60,14 @@ GQA: Final = DataSet(
     name="GQA",
     folders=("gqa", "GQA"),
     kinds=(
-        FileKind(pattern=r"annotations/(?P<split>train|valid|testdev)\.json", read=read_gqa),
-        FileKind(
-            pattern=r"(?:annotations/)?testdev_balanced_questions\.json", read=read_gqa, split="testdev_questions"
-        ),
-        FileKind(pattern=r"(?P<split>train|val|testdev)_balanced_questions\.json", read=read_gqa),
+        FileKind(r"annotations/(?P<split>train|valid|testdev)\.json", read_gqa),
+        FileKind(r"(?:annotations/)?testdev_balanced_questions\.json", read_gqa, split="testdev_questions"),
+        FileKind(r"(?P<split>train|val|testdev)_balanced_questions\.json", read_gqa),
     ),
     splits=(
-        Split(name="train", languages=("en",)),
-        Split(name="valid", languages=("en",)),
-        Split(name="testdev", languages=("en",), rows=12578, is_needed=False),
+        Split("train"),
+        Split("valid"),
+        Split("testdev", rows=12578, is_needed=False),
     ),
     source=(
         "https://cs.stanford.edu/people/dorarad/gqa/download.html; the answers' indices, as pickles that are not read "
@@ -82,22 +81,14 @@ XGQA: Final = DataSet(
     name="xGQA",
     folders=("xGQA", "xgqa"),
     kinds=(
-        FileKind(pattern=rf"(?:annotations|data)/few_shot/{_TAG}/(?P<split>train_\d+|dev|test)\.json", read=read_gqa),
-        FileKind(
-            pattern=rf"(?:annotations|data)/zero_shot/testdev_balanced_questions_{_TAG}\.json",
-            read=read_gqa,
-            split="testdev",
-        ),
-        FileKind(
-            pattern=rf"{_TRANSLATED}/(?:.*/)?testdev_balanced_questions_{_TAG}(?:_gmt)?\.json",
-            read=read_gqa,
-            split="testdev",
-        ),
+        FileKind(rf"(?:annotations|data)/few_shot/{_TAG}/(?P<split>train_\d+|dev|test)\.json", read_gqa),
+        FileKind(rf"(?:annotations|data)/zero_shot/testdev_balanced_questions_{_TAG}\.json", read_gqa, split="testdev"),
+        FileKind(rf"{_TRANSLATED}/(?:.*/)?testdev_balanced_questions_{_TAG}(?:_gmt)?\.json", read_gqa, split="testdev"),
     ),
     splits=(
-        Split(name="testdev", languages=_XGQA_LANGUAGES, rows=12578, is_needed=False),
-        Split(name="test", languages=_XGQA_LANGUAGES, rows=9666),
-        Split(name="dev", languages=_XGQA_LANGUAGES, rows=1422, is_needed=False),
+        Split("testdev", languages=_XGQA_LANGUAGES, rows=12578, is_needed=False),
+        Split("test", languages=_XGQA_LANGUAGES, rows=9666),
+        Split("dev", languages=_XGQA_LANGUAGES, rows=1422, is_needed=False),
         *_shots(_XGQA_LANGUAGES, {"1": 27, "5": 155, "10": 317, "20": 594, "25": 704, "48": 1490}),
     ),
     source="https://github.com/adapter-hub/xGQA",
@@ -107,14 +98,14 @@ NLVR2: Final = DataSet(
     name="NLVR2",
     folders=("nlvr2", "nlvr", "nlvr_en"),
     kinds=(
-        FileKind(pattern=r"annotations/(?P<split>train|dev|test)\.jsonl", read=read_statements),
-        FileKind(pattern=r"(?:data/)?(?P<split>train|dev|test1)\.json", read=read_statements),
-        FileKind(pattern=r"(?:.*/)?nlvr2?_(?P<split>train|dev|test)\.json", read=read_statements),
+        FileKind(r"annotations/(?P<split>train|dev|test)\.jsonl", read_statements),
+        FileKind(r"(?:data/)?(?P<split>train|dev|test1)\.json", read_statements),
+        FileKind(r"(?:.*/)?nlvr2?_(?P<split>train|dev|test)\.json", read_statements),
     ),
     splits=(
-        Split(name="train", languages=("en",)),
-        Split(name="dev", languages=("en",), rows=6982),
-        Split(name="test", languages=("en",), rows=6967),
+        Split("train"),
+        Split("dev", rows=6982),
+        Split("test", rows=6967),
     ),
     source="https://github.com/lil-lab/nlvr/tree/master/nlvr2",
     images="NLVR2's images, by its form: https://lil.nlp.cornell.edu/nlvr/",
@@ -124,15 +115,12 @@ MARVL: Final = DataSet(
     name="MaRVL",
     folders=("marvl", "marvl-code"),
     kinds=(
-        FileKind(pattern=rf"zero_shot/annotations/marvl-{_TAG}\.jsonl", read=read_statements),
-        FileKind(pattern=rf"data/{_TAG}/annotations/marvl-[a-z]+\.jsonl", read=read_statements),
-        FileKind(
-            pattern=rf"zero_shot/{_TRANSLATED}/marvl-{_TAG}_gmt\.jsonl",
-            read=read_statements,
-        ),
-        FileKind(pattern=rf"few_shot/annotations/marvl-{_TAG}_(?P<split>train\w+)\.jsonl", read=read_statements),
-        FileKind(pattern=rf"marvl-{_TAG}_(?P<split>train\w+)\.json", read=read_statements),
-        FileKind(pattern=rf"marvl-{_TAG}\.json", read=read_statements),
+        FileKind(rf"zero_shot/annotations/marvl-{_TAG}\.jsonl", read_statements),
+        FileKind(rf"data/{_TAG}/annotations/marvl-[a-z]+\.jsonl", read_statements),
+        FileKind(rf"zero_shot/{_TRANSLATED}/marvl-{_TAG}_gmt\.jsonl", read_statements),
+        FileKind(rf"few_shot/annotations/marvl-{_TAG}_(?P<split>train\w+)\.jsonl", read_statements),
+        FileKind(rf"marvl-{_TAG}_(?P<split>train\w+)\.json", read_statements),
+        FileKind(rf"marvl-{_TAG}\.json", read_statements),
     ),
     splits=(
         Split(
@@ -151,14 +139,14 @@ FLICKR30K: Final = DataSet(
     name="Flickr30k",
     folders=("flickr30k",),
     kinds=(
-        FileKind(pattern=r"annotations/(?P<split>train|valid|test)_ann\.jsonl", read=read_flickr30k),
-        FileKind(pattern=r"(?:.*/)?results(?:_\d+)?\.(?:token|csv)", read=read_flickr30k, split="all"),
-        FileKind(pattern=r"(?:.*/)?dataset_flickr30k\.json", read=read_karpathy, also_splits=("train", "val")),
+        FileKind(r"annotations/(?P<split>train|valid|test)_ann\.jsonl", read_flickr30k),
+        FileKind(r"(?:.*/)?results(?:_\d+)?\.(?:token|csv)", read_flickr30k, split="all"),
+        FileKind(r"(?:.*/)?dataset_flickr30k\.json", read_karpathy, also_splits=("train", "val")),
     ),
     splits=(
-        Split(name="train", languages=("en",), rows=29000),
-        Split(name="val", languages=("en",), rows=1014),
-        Split(name="test", languages=("en",), rows=1000, is_needed=False),
+        Split("train", rows=29000),
+        Split("val", rows=1014),
+        Split("test", rows=1000, is_needed=False),
     ),
     source=f"{_IGLUE}/tree/main/datasets/flickr30k",
     images=_FLICKR30K_IMAGES,
@@ -169,14 +157,11 @@ XFLICKRCO: Final = DataSet(
     name="xFlickr&CO",
     folders=("xFlickrCO",),
     kinds=(
-        FileKind(pattern=rf"annotations/{_TAG}/(?P<split>train|test|train_\w+)\.jsonl", read=read_flickr30k),
-        FileKind(
-            pattern=rf"{_TRANSLATED}/{_TAG}/(?P<split>train|test)_gmt\.jsonl",
-            read=read_flickr30k,
-        ),
+        FileKind(rf"annotations/{_TAG}/(?P<split>train|test|train_\w+)\.jsonl", read_flickr30k),
+        FileKind(rf"{_TRANSLATED}/{_TAG}/(?P<split>train|test)_gmt\.jsonl", read_flickr30k),
     ),
     splits=(
-        Split(name="test", languages=_XFLICKRCO_LANGUAGES, rows=2000),
+        Split("test", languages=_XFLICKRCO_LANGUAGES, rows=2000),
         *_shots(_XFLICKRCO_LANGUAGES, {"1": 1, "5": 5, "10": 10, "25": 25, "50": 50, "100": 100, "100x5": 100}),
     ),
     source=f"{_IGLUE}/tree/main/datasets/xFlickrCO",
@@ -191,13 +176,13 @@ WIT: Final = DataSet(
     name="WIT",
     folders=("wit",),
     kinds=(
-        FileKind(pattern=rf"annotations(?:-bs64)?/(?P<split>train|val|test)_{_TAG}\.jsonl", read=read_wit),
-        FileKind(pattern=rf"{_TRANSLATED}(?:-bs64)?/(?P<split>test)_{_TAG}_gmt\.jsonl", read=read_wit),
+        FileKind(rf"annotations(?:-bs64)?/(?P<split>train|val|test)_{_TAG}\.jsonl", read_wit),
+        FileKind(rf"{_TRANSLATED}(?:-bs64)?/(?P<split>test)_{_TAG}_gmt\.jsonl", read_wit),
     ),
     splits=(
-        Split(name="train", languages=("en",), rows=500_000),
-        Split(name="val", languages=("en",), rows=4632),
-        Split(name="test", languages=tuple(_WIT_ROWS), rows=_WIT_ROWS),
+        Split("train", rows=500_000),
+        Split("val", rows=4632),
+        Split("test", languages=tuple(_WIT_ROWS), rows=_WIT_ROWS),
     ),
     source=f"{_IGLUE}/tree/main/datasets/wit",
     images="pixels by URL: https://www.kaggle.com/c/wikipedia-image-caption/data",
@@ -208,16 +193,16 @@ MULTI30K: Final = DataSet(
     name="Multi30K",
     folders=("multi30k-dataset", "multi30k", "dataset"),
     kinds=(
-        FileKind(pattern=rf"data/task1/raw/(?P<split>[a-z0-9_]+)\.{_TAG}(?:\.gz)?", read=read_aligned),
-        FileKind(pattern=rf"data/task2/raw/(?P<split>[a-z0-9_]+\.\d)\.{_TAG}(?:\.gz)?", read=read_aligned),
-        FileKind(pattern=rf"(?P<split>train|val|test_2016_flickr)\.{_TAG}\.json", read=read_flickr30k),
+        FileKind(rf"data/task1/raw/(?P<split>[a-z0-9_]+)\.{_TAG}(?:\.gz)?", read_aligned),
+        FileKind(rf"data/task2/raw/(?P<split>[a-z0-9_]+\.\d)\.{_TAG}(?:\.gz)?", read_aligned),
+        FileKind(rf"(?P<split>train|val|test_2016_flickr)\.{_TAG}\.json", read_flickr30k),
     ),
     splits=(
-        Split(name="train", languages=_MULTI30K_LANGUAGES, rows=29000),
-        Split(name="val", languages=_MULTI30K_LANGUAGES, rows=1014),
-        Split(name="test_2016_flickr", languages=_MULTI30K_LANGUAGES, rows=1000),
+        Split("train", languages=_MULTI30K_LANGUAGES, rows=29000),
+        Split("val", languages=_MULTI30K_LANGUAGES, rows=1014),
+        Split("test_2016_flickr", languages=_MULTI30K_LANGUAGES, rows=1000),
         *(
-            Split(name=f"{split}.{number}", languages=("en", "de"), rows=rows)
+            Split(f"{split}.{number}", languages=("en", "de"), rows=rows)
             for split, rows in (("train", 29000), ("val", 1014), ("test_2016", 1000))
             for number in range(1, 6)
         ),
@@ -231,36 +216,29 @@ COCO: Final = DataSet(
     name="MSCOCO",
     folders=("annotations", "coco", "mscoco", "mscoco-it", "coco-cn", "STAIR-captions", "stair_captions_v1.2"),
     kinds=(
-        FileKind(pattern=r"(?:annotations/)?captions_(?P<split>train|val)2014\.json", read=read_coco),
-        FileKind(pattern=r"(?:.*/)?dataset_coco\.json", read=read_karpathy, also_splits=("train", "val")),
-        FileKind(pattern=r"stair_captions_v1\.2_(?P<split>train)\.json", read=read_coco, languages=("ja",)),
+        FileKind(r"(?:annotations/)?captions_(?P<split>train|val)2014\.json", read_coco),
+        FileKind(r"(?:.*/)?dataset_coco\.json", read_karpathy, also_splits=("train", "val")),
+        FileKind(r"stair_captions_v1\.2_(?P<split>train)\.json", read_coco, languages=("ja",)),
         # of Karpathy's splits the images in his file
+        FileKind(r"stair_captions_v1\.2_(?P<split>val)\.json", read_coco, languages=("ja",), also_splits=("test",)),
+        FileKind(r"(?:.*/)?yjcaptions26k_clean\.json", read_coco, split="train", languages=("ja",)),
+        FileKind(r"(?:mscoco-it/)?captions_ita_(?P<split>\w+)\.json(?:\.gz)?", read_coco, languages=("it",)),
+        FileKind(r"(?:data/)?coco-cn_(?P<split>ext)\.icap2020\.txt", read_flickr30k, languages=("zh",)),
         FileKind(
-            pattern=r"stair_captions_v1\.2_(?P<split>val)\.json",
-            read=read_coco,
-            languages=("ja",),
-            also_splits=("test",),
-        ),
-        FileKind(pattern=r"(?:.*/)?yjcaptions26k_clean\.json", read=read_coco, split="train", languages=("ja",)),
-        FileKind(
-            pattern=r"(?:mscoco-it/)?captions_ita_(?P<split>\w+)\.json(?:\.gz)?", read=read_coco, languages=("it",)
-        ),
-        FileKind(pattern=r"(?:data/)?coco-cn_(?P<split>ext)\.icap2020\.txt", read=read_flickr30k, languages=("zh",)),
-        FileKind(
-            pattern=r"(?:.*/)?imageid\.human-written-caption\.txt",
-            read=read_flickr30k,
+            r"(?:.*/)?imageid\.human-written-caption\.txt",
+            read_flickr30k,
             split="all",
             languages=("zh",),
             also_splits=("train", "val", "test"),
         ),
-        FileKind(pattern=rf"{_TAG}\.(?P<split>train|valid|val|1k_test|test)\.json", read=read_flickr30k),
+        FileKind(rf"{_TAG}\.(?P<split>train|valid|val|1k_test|test)\.json", read_flickr30k),
     ),
     splits=(
-        Split(name="train", languages=("en",)),
-        Split(name="val", languages=("en",)),
-        Split(name="test", languages=("en", "ja", "zh")),
-        *(Split(name=name, languages=("ja", "zh"), is_needed=False) for name in ("train", "val")),
-        Split(name="ext", languages=("zh",), rows=4712, is_needed=False),
+        Split("train"),
+        Split("val"),
+        Split("test", languages=("en", "ja", "zh")),
+        *(Split(name, languages=("ja", "zh"), is_needed=False) for name in ("train", "val")),
+        Split("ext", languages=("zh",), rows=4712, is_needed=False),
     ),
     source=(
         "https://cocodataset.org/#download (en), https://github.com/STAIR-Lab-CIT/STAIR-captions (ja), "
@@ -274,10 +252,8 @@ COCO: Final = DataSet(
 XTD10: Final = DataSet(
     name="XTD10",
     folders=("Cross-lingual-Test-Dataset-XTD10",),
-    kinds=(FileKind(pattern=rf"(?:XTD10|MIC|STAIR)/test_1kcaptions_{_TAG}\.txt", read=read_aligned),),
-    splits=(
-        Split(name="test", languages=("en", "de", "es", "fr", "it", "ja", "ko", "pl", "ru", "tr", "zh"), rows=1000),
-    ),
+    kinds=(FileKind(rf"(?:XTD10|MIC|STAIR)/test_1kcaptions_{_TAG}\.txt", read_aligned),),
+    splits=(Split("test", languages=("en", "de", "es", "fr", "it", "ja", "ko", "pl", "ru", "tr", "zh"), rows=1000),),
     source="https://github.com/adobe-research/Cross-lingual-Test-Dataset-XTD10",
     companions=r"XTD10/test_image_names\.txt",
     images=f"{_COCO_IMAGES} (800 of its images are COCO's training images)",
@@ -286,16 +262,16 @@ _XM3600_TAGS: Final = tuple({"quz": "qu"}.get(key, key) for key in XM3600_LANGUA
 XM3600: Final = DataSet(
     name="XM3600",
     folders=("crossmodal-3600", "xm3600"),
-    kinds=(FileKind(pattern=r"(?:.*/)?captions\.jsonl", read=read_xm3600, languages=XM3600_LANGUAGES),),
-    splits=(Split(name="test", languages=_XM3600_TAGS, rows=3600),),
+    kinds=(FileKind(r"(?:.*/)?captions\.jsonl", read_xm3600, languages=XM3600_LANGUAGES),),
+    splits=(Split("test", languages=_XM3600_TAGS, rows=3600),),
     source="https://google.github.io/crossmodal-3600/",
     images="its images, from the same page",
 )
 CVQA: Final = DataSet(
     name="CVQA",
     folders=("cvqa",),
-    kinds=(FileKind(pattern=r"(?:data/)?test-\d+-of-\d+\.parquet", read=read_cvqa, languages=(EVERY,)),),
-    splits=(Split(name="test", languages=(EVERY,)),),
+    kinds=(FileKind(r"(?:data/)?test-\d+-of-\d+\.parquet", read_cvqa, languages=(EVERY,)),),
+    splits=(Split("test", languages=(EVERY,)),),
     source="https://huggingface.co/datasets/afaji/cvqa",
     images="in the file itself: python -m finetune data unpack cvqa FOLDER",
 )
@@ -303,13 +279,10 @@ VQA_V2: Final = DataSet(
     name="VQA v2",
     folders=("vqa", "VQA", "vqa2", "vqav2"),
     kinds=(
-        FileKind(
-            pattern=r"v2_OpenEnded_mscoco_(?P<split>train2014|val2014|test2015|test-dev2015)_questions\.json",
-            read=read_vqa,
-        ),
-        FileKind(pattern=r"(?:.*/)?vqa_(?P<split>train|val|test)\.json", read=read_vqa),
+        FileKind(r"v2_OpenEnded_mscoco_(?P<split>train2014|val2014|test2015|test-dev2015)_questions\.json", read_vqa),
+        FileKind(r"(?:.*/)?vqa_(?P<split>train|val|test)\.json", read_vqa),
     ),
-    splits=(Split(name="train", languages=("en",)), Split(name="val", languages=("en",))),
+    splits=(Split("train"), Split("val")),
     source="https://visualqa.org/download.html; a list of the answers that are chosen from: X-VLM's answer_list.json",
     vocabulary=r"(?:.*/)?answer_list\.json",
     vocabulary_name="answer_list.json",
@@ -320,15 +293,11 @@ VQA_V2: Final = DataSet(
 REFCOCO: Final = DataSet(
     name="RefCOCO",
     folders=("refcoco", "refcoco+", "refcocog"),
-    kinds=(
-        FileKind(
-            pattern=r"(?:.*/)?(?:finetune_)?refcoco[+g]?_(?P<split>train|val|test|testA|testB)\.json", read=read_refcoco
-        ),
-    ),
+    kinds=(FileKind(r"(?:.*/)?(?:finetune_)?refcoco[+g]?_(?P<split>train|val|test|testA|testB)\.json", read_refcoco),),
     splits=(
-        Split(name="train", languages=("en",)),
-        Split(name="val", languages=("en",)),
-        *(Split(name=name, languages=("en",), is_needed=False) for name in ("testA", "testB", "test")),
+        Split("train"),
+        Split("val"),
+        *(Split(name, is_needed=False) for name in ("testA", "testB", "test")),
     ),
     source="https://github.com/lichengunc/refer",
     images=_COCO_IMAGES,

@@ -11,7 +11,7 @@ checked against its source, ‡ a checkpoint that was selected on the test file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,8 +19,8 @@ from cclm.annotations.layouts import EVERY
 from cclm.annotations.rows import USABLE
 from cclm.annotations.tasks import TASKS
 from cclm.errors import ConfigError
-from cclm.evaluate.published import AVERAGE, published_rows
-from cclm.evaluate.results import ON_TEST, PROTOCOLS, Result, predictions_of
+from cclm.evaluate.published import AVERAGE, TableRow, published_rows
+from cclm.evaluate.results import PROTOCOLS, Result, predictions_of
 from cclm.evaluate.scores import METRICS, scores_by_row
 from cclm.evaluate.significance import Comparison, Scores, Spread, compare, mean_scores, over_seeds
 from cclm.types import Language
@@ -28,36 +28,6 @@ from cclm.types import Language
 ENGLISH: Final = "en"
 Found = tuple[Path, Result]
 """A result and the folder of its store."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One model under one protocol."""
-
-    model: str
-    protocol: str
-    shots: str
-    denominator: str
-    reranked: int
-    selected_on: str
-    cells: Mapping[str, Spread]
-    """By language, and "avg"."""
-    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
-    """To the baseline, by language and "avg"."""
-    missing: Sequence[Language] = ()
-    """Test languages of the task that the average leaves out because nothing was measured in them."""
-    source: str = ""
-    """Of a published row; "": it is ours."""
-    is_verified: bool = True
-
-    @property
-    def title(self) -> str:
-        """Return model and protocol with the marks."""
-        shots = f" {self.shots}" if self.shots else ""
-        reranked = f", re-ranked {self.reranked}" if self.reranked else ""
-        every = ", of all rows" if self.denominator == "all" else ""
-        marks = ("" if self.is_verified else " †") + (" ‡" if self.selected_on == ON_TEST else "")
-        return f"{self.model} ({self.protocol}{shots}{reranked}{every}){marks}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +94,7 @@ def build_table(
         got = f"{baseline}; there are {', '.join(f'{key.model}:{key.protocol}' for key in groups)}"
         raise ConfigError(expected="a baseline that another row can be compared to", got=got, do="Name one of those.")
     if with_published and choice.split.startswith("test"):
-        rows += _published(choice, include_unverified)
+        rows += published_rows(choice.task, choice.metric, include_unverified=include_unverified)
     languages = dict.fromkeys(language for row in rows for language in row.cells if language != AVERAGE)
     return BenchmarkTable(
         task=choice.task,
@@ -138,21 +108,17 @@ def build_table(
 
 def groups_of(found: Sequence[Found], choice: Choice) -> dict[RowKey, list[Found]]:
     """Return the results of each row of a table (ConfigError: nothing is chosen, or a row would mix runs)."""
-    groups: dict[RowKey, list[Found]] = {}
-    for one in _chosen(found, choice):
-        groups.setdefault(RowKey(*(getattr(one[1], name) for name in RowKey._fields)), []).append(one)
-    for of_one in groups.values():
-        _refuse_mixtures(of_one)
-    return groups
-
-
-def _chosen(found: Sequence[Found], choice: Choice) -> list[Found]:
     chosen = [one for one in found if tables_in([one]) == [choice]]
     if not chosen:
         got = ", ".join(f"{one.task} {one.metric} {one.split}" for one in tables_in(found)) or "none"
         expected = f"results of {choice.task} {choice.metric} {choice.split}"
         raise ConfigError(expected=expected, got=got, do="Name one of those.")
-    return chosen
+    groups: dict[RowKey, list[Found]] = {}
+    for one in chosen:
+        groups.setdefault(RowKey(*(getattr(one[1], name) for name in RowKey._fields)), []).append(one)
+    for of_one in groups.values():
+        _refuse_mixtures(of_one)
+    return groups
 
 
 class RowKey(NamedTuple):
@@ -223,6 +189,7 @@ def _row(key: RowKey, of_one: Sequence[Found], against: Sequence[Found]) -> Tabl
         **key._asdict(),
         cells=cells,
         missing=missing if AVERAGE in cells else (),
+        unknown={one.language: one.num_unknown for _, one in of_one if one.num_unknown},
         comparisons=comparisons_with(against, of_one) if against else {},
     )
 
@@ -271,20 +238,3 @@ def _scores(found: Sequence[Found]) -> dict[Language, Scores]:
         scores = scores_by_row(result.metric, predictions_of(result, folder))
         by_language.setdefault(result.language, []).append(scores)
     return {language: mean_scores(of_seeds) for language, of_seeds in by_language.items()}
-
-
-def _published(choice: Choice, include_unverified: bool) -> list[TableRow]:
-    return [
-        TableRow(
-            model=row.model,
-            protocol=row.protocol,
-            shots=row.shots,
-            denominator=row.denominator,
-            reranked=0,
-            selected_on="",
-            cells={language: over_seeds([value]) for language, value in row.values.items()},
-            source=row.source,
-            is_verified=row.is_verified,
-        )
-        for row in published_rows(choice.task, choice.metric, include_unverified=include_unverified)
-    ]

@@ -111,10 +111,6 @@ def _rows(change: Change) -> list[list[str]]:
         one = change.comparisons[name]
         mark = " *" if one.is_significant else ""
         interval, p_value = f"[{one.low:+.2f}, {one.high:+.2f}]", f"{one.p_bootstrap:.4f}"
-        before, after = (_said(cells[name]) for cells in (change.before, change.after))
+        before, after = str(change.before[name]), str(change.after[name])
         rows.append([name, before, after, f"{one.difference:+.2f}{mark}", interval, p_value])
     return rows
-
-
-def _said(cell: Spread) -> str:
-    return f"{cell.mean:.2f}" + ("" if cell.deviation is None else f" ± {cell.deviation:.2f}")

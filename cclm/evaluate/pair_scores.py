@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +21,8 @@ from torch import Tensor
 from cclm.evaluate.rerank import PairNumbers
 from cclm.model.modeling_cclm import CCLMModel
 
-Given = TypeVar("Given")
+Each = Callable[[Sequence["PairBatch"], Callable[["PairBatch"], Tensor]], Sequence[Tensor]]
+"""A `map` that ranks may share."""
 IMAGES_AT_ONCE = 512
 """Images whose states are in memory: 320 MB at 384 pixels (145 patches of 1,024 floats), 1.2 GB with 577 patches."""
 PAIRS_PER_TEXT = 8
@@ -45,15 +45,7 @@ class PairBatch:
     """Which of `image_V` each pair has."""
 
 
-class Each(Protocol):
-    """A `map` that ranks may share."""
-
-    def __call__(self, given: Sequence[Given], compute: Callable[[Given], Tensor], /) -> Sequence[Tensor]:
-        """Return what is computed of each."""
-        ...
-
-
-def one_by_one(given: Sequence[Given], compute: Callable[[Given], Tensor]) -> list[Tensor]:
+def one_by_one(given: Sequence[PairBatch], compute: Callable[[PairBatch], Tensor]) -> list[Tensor]:
     """Compute all in this process."""
     return [compute(one) for one in given]
 

@@ -1,4 +1,4 @@
-"""Published numbers, each with its source, to stand beside ours. In percent; "avg" is over the non-English languages.
+"""Rows of tables: ours, and published ones, each with its source. In percent; "avg" is over the non-English languages.
 
 IGLUE's rows were computed anew from the logs in its repository, and its averages checked against its paper. A row that
 could not be checked against a source says so (`is_verified`), and stands in a table only where it is asked for.
@@ -7,9 +7,15 @@ could not be checked against a source says so (`is_verified`), and stands in a t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from cclm.evaluate.results import ON_TEST
+from cclm.evaluate.significance import Comparison, Spread, over_seeds
+from cclm.types import Language
+
+Column = tuple[str, str]
+"""Task and metric."""
 AVERAGE: Final = "avg"
 """In place of a language: the mean over the languages but English."""
 IGLUE: Final = "IGLUE (Bugliarello et al. 2022), computed from the logs in github.com/e-bug/iglue"
@@ -18,23 +24,38 @@ MEMORY: Final = "CCLM (Zeng et al. 2023), quoted from memory: not checked agains
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedRow:
-    """Numbers of one model, task, protocol and metric."""
+class TableRow:
+    """One model under one protocol."""
 
     model: str
-    task: str
     protocol: str
-    """As in `cclm.evaluate.results.PROTOCOLS`."""
-    metric: str
-    values: Mapping[str, float]
-    """By language, or "avg"."""
-    source: str
-    denominator: str = "usable"
-    shots: str = ""
+    shots: str
+    denominator: str
+    reranked: int
+    selected_on: str
+    cells: Mapping[str, Spread]
+    """By language, and "avg"."""
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """To the baseline, by language and "avg"."""
+    missing: Sequence[Language] = ()
+    """Test languages of the task that the average leaves out because nothing was measured in them."""
+    unknown: Mapping[Language, int] = field(default_factory=dict)
+    """Questions that count as wrong because no right answer is in the list that is chosen from, where there are any."""
+    source: str = ""
+    """Of a published row; "": it is ours."""
     is_verified: bool = True
-    """Whether the numbers were found at the source."""
+
+    @property
+    def title(self) -> str:
+        """Return model and protocol with the marks."""
+        shots = f" {self.shots}" if self.shots else ""
+        reranked = f", re-ranked {self.reranked}" if self.reranked else ""
+        every = ", of all rows" if self.denominator == "all" else ""
+        marks = ("" if self.is_verified else " †") + (" ‡" if self.selected_on == ON_TEST else "")
+        return f"{self.model} ({self.protocol}{shots}{reranked}{every}){marks}"
 
 
+_Published = tuple[Column, TableRow]
 _COLUMNS: Final = (
     ("xvnli", "accuracy"),
     ("xgqa", "exact_match"),
@@ -96,10 +117,10 @@ _MEAN_RECALL: Final[Mapping[tuple[str, str], Sequence[float]]] = {
 }
 """Multi30K en, de, fr, cs, then COCO en, zh, ja."""
 _CCRK_RERUNS: Final = (
-    ("CCLM-3M", "xflickrco", "zero-shot", "", (64.47, 62.74)),
-    ("CCLM-3M", "xflickrco", "few-shot", "", (65.31, 63.91)),
-    ("TD-MML", "xflickrco", "zero-shot", "", (21.30, 26.35)),
-    ("TD-MML", "wit", "zero-shot", "", (9.76, 10.61)),
+    ("CCLM-3M", "xflickrco", "zero-shot", (64.47, 62.74)),
+    ("CCLM-3M", "xflickrco", "few-shot", (65.31, 63.91)),
+    ("TD-MML", "xflickrco", "zero-shot", (21.30, 26.35)),
+    ("TD-MML", "wit", "zero-shot", (9.76, 10.61)),
 )
 _UNVERIFIED: Final[Mapping[str, Sequence[float]]] = {
     "CCLM-3M": (74.64, 42.36, 65.91, 67.35, 65.37, 27.46, 28.66),
@@ -109,64 +130,44 @@ _UNVERIFIED: Final[Mapping[str, Sequence[float]]] = {
 }
 
 
-def published_rows(task: str, metric: str, *, include_unverified: bool = False) -> list[PublishedRow]:
+def published_rows(task: str, metric: str, *, include_unverified: bool = False) -> list[TableRow]:
     """Return what is published for a task and metric, in the order of protocols."""
-    rows = [row for row in _all_rows() if (row.task, row.metric) == (task, metric)]
+    rows = [row for column, row in _all_rows() if column == (task, metric)]
     return [row for row in rows if row.is_verified or include_unverified]
 
 
-def _all_rows() -> Iterator[PublishedRow]:
+def _all_rows() -> Iterator[_Published]:
     for model, numbers in _ZERO_SHOT.items():
-        for column, (average, english) in zip(_COLUMNS, zip(numbers, _ENGLISH[model], strict=True), strict=False):
+        for column, average, english in zip(_COLUMNS, numbers, _ENGLISH[model], strict=True):
             by_language = _UC2_BY_LANGUAGE.get(column, {}) if model == "UC2" else {}
-            yield _iglue(model, column, "zero-shot", {"en": english, **by_language, AVERAGE: average})
-    yield from _averages(_MAX_SHOT, "few-shot")
-    yield from _averages(_TRANSLATE_TEST, "translate-test")
-    for model, task, protocol, shots, numbers in _CCRK_RERUNS:
+            yield _row(model, column, "zero-shot", {"en": english, **by_language, AVERAGE: average}, IGLUE)
+    for protocol, table in (("few-shot", _MAX_SHOT), ("translate-test", _TRANSLATE_TEST)):
+        yield from _averages(table, protocol, IGLUE)
+    for model, task, protocol, numbers in _CCRK_RERUNS:
         for metric, value in zip(("t2i_r1", "i2t_r1"), numbers, strict=True):
-            yield PublishedRow(
-                model=model,
-                task=task,
-                protocol=protocol,
-                metric=metric,
-                values={AVERAGE: value},
-                source=CCRK,
-                shots=shots,
-            )
+            yield _row(model, (task, metric), protocol, {AVERAGE: value}, CCRK)
     for (model, protocol), numbers in _MEAN_RECALL.items():
         for task, languages, part in (("multi30k", _MULTI30K, numbers[:4]), ("mscoco", _COCO, numbers[4:])):
-            values = dict(zip(languages, part, strict=True))
-            yield PublishedRow(
-                model=model, task=task, protocol=protocol, metric="mean_recall", values=values, source=CCRK
-            )
-    for model, numbers in _UNVERIFIED.items():
-        for (task, metric), value in zip(_COLUMNS, numbers, strict=False):
-            yield PublishedRow(
-                model=model,
-                task=task,
-                protocol="zero-shot",
-                metric=metric,
-                values={AVERAGE: value},
-                source=MEMORY,
-                is_verified=False,
-            )
+            yield _row(model, (task, "mean_recall"), protocol, dict(zip(languages, part, strict=True)), CCRK)
+    yield from _averages(_UNVERIFIED, "zero-shot", MEMORY)
 
 
-def _averages(table: Mapping[str, Sequence[float]], protocol: str) -> Iterator[PublishedRow]:
+def _averages(table: Mapping[str, Sequence[float]], protocol: str, source: str) -> Iterator[_Published]:
     for model, numbers in table.items():
         for column, average in zip(_COLUMNS, numbers, strict=False):
-            yield _iglue(model, column, protocol, {AVERAGE: average})
+            yield _row(model, column, protocol, {AVERAGE: average}, source)
 
 
-def _iglue(model: str, column: tuple[str, str], protocol: str, values: Mapping[str, float]) -> PublishedRow:
-    task, metric = column
-    return PublishedRow(
+def _row(model: str, column: Column, protocol: str, values: Mapping[str, float], source: str) -> _Published:
+    task, _ = column
+    return column, TableRow(
         model=model,
-        task=task,
         protocol=protocol,
-        metric=metric,
-        values=values,
-        source=IGLUE,
-        denominator="all" if task == "xvnli" else "usable",
-        shots=_SHOTS[task] if protocol == "few-shot" else "",
+        shots=_SHOTS[task] if protocol == "few-shot" and source == IGLUE else "",
+        denominator="all" if task == "xvnli" and source == IGLUE else "usable",
+        reranked=0,
+        selected_on="",
+        cells={language: over_seeds([value]) for language, value in values.items()},
+        source=source,
+        is_verified=source != MEMORY,
     )

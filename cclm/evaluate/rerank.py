@@ -1,17 +1,22 @@
 """Re-ranking: the dual encoder proposes k candidates, the fusion encoder looks at each pair and orders them anew.
 
-    similarity (texts × images) ── top k of each row, top k of each column ──▶ pairs, each once
-    pairs ── fuse, match_logits ──▶ log-odds of a match ── rule ──▶ new order of the k; the rest keeps its place
+    own queries' candidates, both directions ─ images in parts ─ exchange ─▶ pairs of a part, each once
+    pairs ── fuse, match_logits ──▶ scores ─▶ each owner's candidates ─▶ new order of the k; the rest keeps its place
 
 The published CCLM orders by the logit of "match" alone, as fine-tuning's evaluation does
 (`cclm.train.retrieval_evaluation`); here two weights are a rule, chosen on a dev set, and what fixed rules would have
 given is told beside it. Both directions share one pass: a pair that both want is scored once.
+
+Very many queries are shared out to ranks: each keeps what its own find, and nobody all pairs. What stands in a part
+follows from the candidates, not from how many ranks there are, so that every score is the same on any number of them.
+One part, as everything of an ordinary benchmark is, is the pairs of both directions as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +26,9 @@ from cclm.evaluate.embed import Encoded
 from cclm.evaluate.retrieval import Nearest, nearest
 from cclm.model.modeling_cclm import CCLMModel
 
+Value = TypeVar("Value")
+PAIRS_AT_ONCE = 1 << 22
+"""Pairs of a part, about: some 100 bytes each while they are put together, 400 MB."""
 SCORE_TOLERANCE = 1e-4
 """Re-ranked scores (tens in size) closer than this are ties; fp32 rounding of one pair in two batches is ~1e-5."""
 
@@ -93,30 +101,109 @@ class PairNumbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs(PairNumbers):
-    """The pairs that both directions want."""
+class Own:
+    """Queries of one direction that this rank keeps, and what they found."""
 
-    images_of_texts: Nearest
-    texts_of_images: Nearest
-
-    @classmethod
-    def of(cls, images_of_texts: Nearest, texts_of_images: Nearest, num_images: int) -> Pairs:
-        """Return the pairs of text → image and of image → text candidates."""
-        found = images_of_texts, texts_of_images
-        number_P = torch.unique(torch.cat([number_QK.flatten() for number_QK in _numbers(*found, num_images)]))
-        return cls(number_P=number_P, images_of_texts=found[0], texts_of_images=found[1], num_images=num_images)
-
-    def scores(self, score_P: Float[Tensor, " p"]) -> tuple[Float[Tensor, "t k"], Float[Tensor, "c k"]]:
-        """Return the scores of the pairs as text → image and image → text candidates have them."""
-        wanted = _numbers(self.images_of_texts, self.texts_of_images, self.num_images)
-        forward, backward = (score_P[torch.searchsorted(self.number_P, number_QK)] for number_QK in wanted)
-        return forward, backward
+    number_Q: Int[Tensor, " q"]
+    """Their numbers among all queries, ascending."""
+    found: Nearest
 
 
-def _numbers(images_of_texts: Nearest, texts_of_images: Nearest, num_images: int) -> Iterator[Int[Tensor, "q k"]]:
-    image_TK, text_CK = images_of_texts.candidate_QK, texts_of_images.candidate_QK
-    yield torch.arange(len(image_TK), device=image_TK.device)[:, None] * num_images + image_TK
-    yield text_CK * num_images + torch.arange(len(text_CK), device=text_CK.device)[:, None]
+@dataclass(frozen=True, kw_only=True)
+class Reranked:
+    """The ranks of own queries after re-ranking."""
+
+    text_rank_Q: Int[Tensor, " q"]
+    image_rank_Q: Int[Tensor, " q"]
+    num_pairs: int
+    """That were scored, on all ranks together."""
+
+
+def alone(value: Value) -> list[Value]:
+    """Return every rank's value, of one rank: what ranks tell each other where there is but one."""
+    return [value]
+
+
+def rerank_owned(
+    texts: Own,
+    images: Own,
+    num_images: int,
+    score: Callable[[PairNumbers], Float[Tensor, " p"]],
+    exchange: Callable[[Tensor], list[Tensor]] = alone,
+) -> Reranked:
+    """Rank the own queries anew by the scores of their candidates (`score_owned`)."""
+    score_of_text_QK, score_of_image_QK, num_pairs = score_owned(texts, images, num_images, score, exchange)
+    return Reranked(
+        text_rank_Q=texts.found.reranked(score_of_text_QK, SCORE_TOLERANCE),
+        image_rank_Q=images.found.reranked(score_of_image_QK, SCORE_TOLERANCE),
+        num_pairs=num_pairs,
+    )
+
+
+def score_owned(
+    texts: Own,
+    images: Own,
+    num_images: int,
+    score: Callable[[PairNumbers], Float[Tensor, " p"]],
+    exchange: Callable[[Tensor], list[Tensor]] = alone,
+) -> tuple[Float[Tensor, "q k"], Float[Tensor, "q k"], int]:
+    """Score the pairs of all ranks' candidates, part by part.
+
+    Args:
+        texts: own texts, whose candidates are images; on the CPU.
+        images: own images, whose candidates are texts.
+        num_images: of all ranks.
+        score: returns the scores of pairs, the same on every rank.
+        exchange: returns every rank's tensor. A collective, as `score` may be.
+
+    Returns:
+        Scores of the own texts' candidates, of the own images', and the pairs that were scored on all ranks together.
+    """
+    text_QK, image_QK = texts.found.candidate_QK, images.found.candidate_QK
+    score_of_text_QK, score_of_image_QK = (torch.zeros(one.shape) for one in (text_QK, image_QK))
+    num_pairs = 0
+    for part in _parts(_pairs_of_images(texts, images, num_images, exchange)):
+        inside_H2 = ((text_QK >= part.start) & (text_QK < part.stop)).nonzero()
+        row_H, column_H = inside_H2.unbind(1)
+        forward_H = texts.number_Q[row_H] * num_images + text_QK[row_H, column_H]
+        first, last = torch.searchsorted(images.number_Q, torch.tensor([part.start, part.stop])).tolist()
+        backward_QK = image_QK[first:last] * num_images + images.number_Q[first:last, None]
+        own_P = torch.unique(torch.cat([forward_H, backward_QK.flatten()]))
+        number_P = torch.unique(torch.cat(exchange(own_P)))
+        score_P = score(PairNumbers(number_P=number_P, num_images=num_images))
+        score_of_text_QK[row_H, column_H] = score_P[torch.searchsorted(number_P, forward_H)]
+        score_of_image_QK[first:last] = score_P[torch.searchsorted(number_P, backward_QK)]
+        num_pairs += len(number_P)
+    return score_of_text_QK, score_of_image_QK, num_pairs
+
+
+def _pairs_of_images(
+    texts: Own, images: Own, num_images: int, exchange: Callable[[Tensor], list[Tensor]]
+) -> Int[Tensor, " c"]:
+    """Return how many pairs each image is in, those that both directions want twice."""
+    own_C = torch.bincount(texts.found.candidate_QK.flatten(), minlength=num_images)
+    own_C[images.number_Q] += images.found.candidate_QK.shape[1]
+    return torch.stack(exchange(own_C)).sum(0)
+
+
+def _parts(count_C: Int[Tensor, " c"]) -> Iterator[range]:
+    """Yield images that follow each other and have about as many pairs together as go through at once."""
+    number_C = (count_C.cumsum(0) - 1).div(PAIRS_AT_ONCE, rounding_mode="floor")
+    first = 0
+    for size in torch.unique_consecutive(number_C, return_counts=True)[1].tolist():
+        yield range(first, first + size)
+        first += size
+
+
+def gathered(
+    number_Q: Int[Tensor, " q"],
+    columns: Mapping[str, Tensor],
+    exchange: Callable[[dict[str, Tensor]], list[dict[str, Tensor]]],
+) -> dict[str, Tensor]:
+    """Return columns of numbers about all queries, in their order, from those that each rank has about its own."""
+    everyone = exchange({"": number_Q, **columns})
+    order = torch.cat([one[""] for one in everyone]).argsort()
+    return {name: torch.cat([one[name] for one in everyone])[order] for name in columns}
 
 
 @torch.inference_mode()
@@ -163,13 +250,20 @@ def rerank(
 
     Returns text→image and image→text candidates; apply a `RerankRule` with `.ranks(rule)`.
     """
+    device, cpu = texts.feature_NE.device, torch.device("cpu")
     images_of_texts = nearest(texts.feature_NE, images.feature_NE, text_identity_T, image_identity_C, top_k)
     texts_of_images = nearest(images.feature_NE, texts.feature_NE, image_identity_C, text_identity_T, top_k)
-    pairs = Pairs.of(images_of_texts, texts_of_images, len(images.feature_NE))
-    log_odds_P = match_log_odds(model, images, texts, pairs.images, pairs.texts, batch_size=batch_size)
+    found = images_of_texts, texts_of_images
+    asked, showing = (Own(number_Q=torch.arange(len(one.rank_Q)), found=one.to(cpu)) for one in found)
+
+    def score(pairs: PairNumbers) -> Tensor:
+        image_P, text_P = pairs.images.to(device), pairs.texts.to(device)
+        return match_log_odds(model, images, texts, image_P, text_P, batch_size=batch_size).cpu()
+
+    scores = score_owned(asked, showing, len(images.feature_NE), score)[:2]
     temperature = float(model.temperature())
     forward, backward = (
-        Candidates(found=found, log_odds_QK=log_odds_QK, temperature=temperature)
-        for found, log_odds_QK in zip((images_of_texts, texts_of_images), pairs.scores(log_odds_P), strict=True)
+        Candidates(found=one, log_odds_QK=log_odds_QK.to(device), temperature=temperature)
+        for one, log_odds_QK in zip(found, scores, strict=True)
     )
     return forward, backward

@@ -48,6 +48,8 @@ class Result:
     """In percent."""
     num_rows: int
     """What was divided by."""
+    num_unknown: int = 0
+    """Of these, questions with no right answer in the list that answers are chosen from: wrong, whatever is said."""
     denominator: str = USABLE
     """"usable": the rows that the protocol keeps; "all": every row of the file, the others counting as wrong."""
     shots: str = ""
@@ -186,9 +188,10 @@ def measured(
         scored = len(scores_by_row(RECALLS[0] if metric == MEAN_RECALL else metric, lines))
         if not scored:
             continue
+        common = replace(common, metric=metric, num_unknown=sum("is_unknown" in line for line in lines))
         for name, num_rows in _distinct(denominators or {USABLE: scored}).items():
             value = value_of(metric, lines, num_rows)
-            results.append(replace(common, metric=metric, value=value, num_rows=num_rows, denominator=name))
+            results.append(replace(common, value=value, num_rows=num_rows, denominator=name))
     return results
 
 

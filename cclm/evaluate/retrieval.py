@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cclm.evaluate.scores import RECALL_CUTS
+
 SIMILARITY_TOLERANCE = 1e-6
 """Cosines closer than this are ties: one text reaches the matrix product in different places with other roundings."""
 
@@ -38,7 +40,6 @@ class Rows(Protocol):
 
 Recall = Mapping[str, float]
 """Recall at 1, 5 and 10, in percent: "r1", "r5", "r10"."""
-CUTS = (1, 5, 10)
 
 
 def same_identity(identity_Q: Int[Tensor, " q"], identity_C: Int[Tensor, " c"]) -> Bool[Tensor, "q c"]:
@@ -57,7 +58,7 @@ def ranks(
 
 def recall(rank_Q: Int[Tensor, " q"]) -> Recall:
     """Return the share of queries whose rank is below 1, 5 and 10, in percent."""
-    return {f"r{k}": 100.0 * float((rank_Q < k).double().mean()) for k in CUTS}
+    return {f"r{k}": 100.0 * float((rank_Q < k).double().mean()) for k in RECALL_CUTS}
 
 
 def mean_recall(recalls: Sequence[Recall]) -> Recall:
@@ -76,7 +77,7 @@ def chance(num_right_Q: Int[Tensor, " q"], num_candidates: int) -> Recall:
     """Return the expected recall of a random order: 1 − C(n − p, k) / C(n, k) for p right ones among n."""
     counts = num_right_Q.tolist()
     found = {}
-    for k in CUTS:
+    for k in RECALL_CUTS:
         num_drawn = min(k, num_candidates)
         total = comb(num_candidates, num_drawn)
         miss = {count: comb(num_candidates - count, num_drawn) / total for count in set(counts)}
@@ -131,14 +132,6 @@ def nearest(
     return joined([nearest_of_block(rows_BE, candidate_CE, of_B, identity_C, num_kept) for rows_BE, of_B in parts])
 
 
-def nearest_of_block(
-    query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int
-) -> Nearest:
-    """As `nearest`, of queries that go through together."""
-    with exact_products():
-        return _nearest(query_QE, candidate_CE, identity_Q, identity_C, num_kept)
-
-
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Multiply in float32 also where TF32 is allowed: its error, 1e-3, is a thousand times the tolerance of ties."""
@@ -150,7 +143,11 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _nearest(query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int) -> Nearest:
+@exact_products()
+def nearest_of_block(
+    query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int
+) -> Nearest:
+    """As `nearest`, of queries that go through together."""
     device, num_candidates = query_QE.device, len(candidate_CE)
     num_kept, identity_Q = min(num_kept, num_candidates), identity_Q.to(device)
 

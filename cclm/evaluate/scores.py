@@ -5,6 +5,7 @@ models can be compared row by row:
 
     accuracy               {"id", "predicted": 1, "label": 1}
     exact_match            {"id", "predicted": "no", "answers": [["no", 1.0]]}     also for multiple choice; []: unknown
+                           ("is_unknown": true, where none of the answers is in the list that is chosen from)
     vqa_score              the same; what the answer scores
     t2i_r1 … i2t_r10       {"id", "direction": "t2i", "rank": 0, "reranked": 0}    wrong candidates above: by features
                                                                                     alone, and after re-ranking
@@ -25,18 +26,9 @@ Box = Sequence[float]
 """x, y, width, height."""
 Line = Mapping[str, Any]
 DIRECTIONS: Final = ("t2i", "i2t")
+"""Text → image and image → text."""
 RECALL_CUTS: Final = (1, 5, 10)
 IOU_THRESHOLD: Final = 0.5
-
-
-def exact_match(predicted: str, answers: Sequence[tuple[str, float]]) -> float:
-    """Return 1 if an answer is predicted letter by letter, as the published code compares; scores do not count."""
-    return float(any(predicted == answer for answer, _ in answers))
-
-
-def answer_score(predicted: str, answers: Sequence[tuple[str, float]]) -> float:
-    """Return the score of the predicted answer: VQA's accuracy."""
-    return float(dict(answers).get(predicted, 0.0))
 
 
 def box_iou(one: Box, other: Box) -> float:
@@ -53,11 +45,13 @@ def _accuracy(line: Line) -> float:
 
 
 def _exact_match(line: Line) -> float | None:
-    return exact_match(line["predicted"], line["answers"]) if line["answers"] else None
+    """Letter by letter, as the published code compares; scores do not count."""
+    return float(line["predicted"] in dict(line["answers"])) if line["answers"] else None
 
 
 def _answer_score(line: Line) -> float | None:
-    return answer_score(line["predicted"], line["answers"]) if line["answers"] else None
+    """VQA's accuracy."""
+    return float(dict(line["answers"]).get(line["predicted"], 0.0)) if line["answers"] else None
 
 
 def _located(line: Line) -> float:

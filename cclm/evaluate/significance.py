@@ -31,6 +31,9 @@ class Spread:
     """Sample standard deviation (over n − 1); None of one seed."""
     num_seeds: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from cclm.evaluate.benchmark_table import BenchmarkTable, TableRow
-from cclm.evaluate.published import AVERAGE
+from cclm.evaluate.benchmark_table import BenchmarkTable
+from cclm.evaluate.published import AVERAGE, TableRow
 from cclm.evaluate.results import ON_TEST
 from cclm.evaluate.significance import Comparison
 from cclm.files.text import FORMATS
@@ -45,10 +45,9 @@ def _said(row: TableRow, column: str) -> str:
     cell = row.cells.get(column)
     if cell is None:
         return "–"
-    deviation = "" if cell.deviation is None else f" ± {cell.deviation:.2f}"
     comparison = row.comparisons.get(column)
     marks = " *" if comparison and comparison.is_significant else ""
-    return f"{cell.mean:.2f}{deviation}{marks}{' §' if column == AVERAGE and row.missing else ''}"
+    return f"{cell}{marks}{' §' if column == AVERAGE and row.missing else ''}"
 
 
 def number_cells(table: BenchmarkTable) -> tuple[list[str], list[list[str]]]:
@@ -57,18 +56,12 @@ def number_cells(table: BenchmarkTable) -> tuple[list[str], list[list[str]]]:
     head = [*facts, *(name for column in table.columns for name in (column, f"{column}_deviation", f"{column}_seeds"))]
     rows = []
     for row in table.rows:
-        numbers = []
+        numbers = list[str]()
         for column in table.columns:
-            cell = row.cells.get(column)
-            numbers += (
-                ["", "", ""] if cell is None else [repr(cell.mean), _or_empty(cell.deviation), str(cell.num_seeds)]
-            )
+            found = (getattr(row.cells.get(column), name, None) for name in ("mean", "deviation", "num_seeds"))
+            numbers += ["" if number is None else repr(number) for number in found]
         rows.append([*(str(getattr(row, name)) for name in facts), *numbers])
     return head, rows
-
-
-def _or_empty(value: float | None) -> str:
-    return "" if value is None else repr(value)
 
 
 def notes(table: BenchmarkTable) -> list[str]:
@@ -82,6 +75,9 @@ def notes(table: BenchmarkTable) -> list[str]:
     for row in table.rows:
         if row.missing:
             lines.append(f"§ {row.title}: the average leaves out {', '.join(row.missing)}")
+        if row.unknown:
+            counts = ", ".join(f"{language} {count:,}" for language, count in row.unknown.items())
+            lines.append(f"{row.title}: wrong, because no right answer is in the list that is chosen from: {counts}")
     if any(row.selected_on == ON_TEST for row in table.rows):
         lines.append("‡ the checkpoint was selected on the test file, as the published few-shot runs were")
     if any(not row.is_verified for row in table.rows):

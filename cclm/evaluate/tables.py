@@ -14,8 +14,9 @@ import torch
 
 from cclm.evaluate.matching import PRIOR
 from cclm.evaluate.rerank import FIXED_RULES, RerankRule
-from cclm.evaluate.retrieval import CUTS, Recall, clustered_standard_error, mean_recall, recall_standard_error
-from cclm.evaluate.zero_shot import DIRECTIONS, Measurement
+from cclm.evaluate.retrieval import Recall, clustered_standard_error, mean_recall, recall_standard_error
+from cclm.evaluate.scores import DIRECTIONS, RECALL_CUTS
+from cclm.evaluate.zero_shot import Measurement
 
 NOT_CHOSEN_TITLES = {"match_plus_similarity": "match + sim", "match_alone": "match alone"}
 """Names of `FIXED_RULES` that fit into the table."""
@@ -96,7 +97,7 @@ def _group_errors(measurement: Measurement, members: Sequence[str]) -> Results:
     for way in DIRECTIONS:
         rank = torch.cat([measurement.languages[language].rank_by_direction[way] for language in members])
         image = torch.cat([measurement.languages[language].image_by_direction[way] for language in members])
-        errors[way] = {f"r{k}": round(clustered_standard_error(rank < k, image), 2) for k in CUTS}
+        errors[way] = {f"r{k}": round(clustered_standard_error(rank < k, image), 2) for k in RECALL_CUTS}
     return errors
 
 

@@ -17,10 +17,9 @@ from cclm.evaluate.embed import Encoded, encode_images, encode_texts
 from cclm.evaluate.matching import MatchingScore, held_out_matching
 from cclm.evaluate.rerank import RULE_GRID, Candidates, RerankRule, rerank
 from cclm.evaluate.retrieval import Recall, chance, mean_recall, nearest, num_right, recall
+from cclm.evaluate.scores import DIRECTIONS
 from cclm.model.modeling_cclm import CCLMModel
 
-DIRECTIONS = ("t2i", "i2t")
-"""Text → image and image → text."""
 NUM_SHOWN = 5
 """Images that are kept of each text, to look at."""
 

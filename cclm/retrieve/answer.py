@@ -12,7 +12,7 @@ from cclm.errors import CclmError, MissingDependencyError
 from cclm.report.page import language_name
 from cclm.retrieve.embed_source import EmbedSource
 from cclm.retrieve.search import EmbeddedSet, Hit, Searcher, look_again
-from cclm.rows.identify_language import language_identifier
+from cclm.rows.cells import language_identifier
 
 MOST_CHARACTERS = 1000
 """A longer query is refused; no model here reads so much."""

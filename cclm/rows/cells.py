@@ -12,10 +12,11 @@ import decimal
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from cclm.languages import language_tag
-from cclm.rows.guard import refuse, shown
+from cclm.rows.guard import optional_library, refuse, shown
 
 Captions = dict[str, list[str]]
 """Texts by language."""
@@ -64,6 +65,16 @@ def language(cell: Any) -> str:
     if tag is None:
         refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", shown(name) if name else "none")
     return tag
+
+
+@lru_cache(maxsize=1)
+def language_identifier(do: str) -> Any:
+    """Return py3langid's model of 130 languages: `rank(text)` gives (language, probability), the likeliest first.
+
+    `do`: what to do without the package (MissingDependencyError).
+    """
+    langid = optional_library("py3langid.langid", "it identifies languages", do=do)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def captions(cell: Any, named: Any = None) -> Captions:

@@ -81,25 +81,20 @@ class _Walk:
             raise self._unexpected("a JSON list or object", opening)
         closing = {"[": "]", "{": "}"}[opening]
         index, keys = 0, set[str]()
-        if self._peek() != closing:
-            while True:
-                place, key = self._place(), str(index)
-                if opening == "{":
-                    key = self._value()
-                    if not isinstance(key, str) or self._sign() != ":":
-                        raise self._unexpected("a key in quotes and a colon", str(key))
-                    if key in keys:
-                        raise bad("file_broken", "each key once", f"{key!r} again", place)
-                    keys.add(key)
-                yield place, key, self._value()
-                index += 1
-                sign = self._sign()
-                if sign == closing:
-                    break
-                if sign != ",":
-                    raise self._unexpected(f"a comma or {closing}", sign)
-        else:
-            self._sign()
+        sign = self._sign() if self._peek() == closing else ","
+        while sign != closing:
+            if sign != ",":
+                raise self._unexpected(f"a comma or {closing}", sign)
+            place, key = self._place(), str(index)
+            if opening == "{":
+                key = self._value()
+                if not isinstance(key, str) or self._sign() != ":":
+                    raise self._unexpected("a key in quotes and a colon", str(key))
+                if key in keys:
+                    raise bad("file_broken", "each key once", f"{key!r} again", place)
+                keys.add(key)
+            yield place, key, self._value()
+            index, sign = index + 1, self._sign()
         if rest := self._peek():
             raise self._unexpected("the end of the file", rest)
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -16,7 +16,6 @@ import pyarrow.parquet
 from cclm.errors import DataError
 from cclm.rows.guard import bad, data_errors, described, guarded, mistaken, optional_library
 from cclm.rows.lines import LINE_BYTES, numbered_lines, open_plain, parsed_lines, plain_suffix, raw_lines
-from cclm.rows.nesting import ShallowJson
 
 ARROW_SUFFIXES: Final = (".parquet", ".arrow")
 TABLE_SUFFIXES: Final = (".tsv", ".csv", ".jsonl", *ARROW_SUFFIXES)
@@ -25,6 +24,12 @@ _BUFFER_BYTES: Final = 1 << 20
 _BARE_RETURN: Final = re.compile("\r(?!\n$)")
 _STAND_IN: Final = "\udc0d"
 """For a carriage return inside a line, which the csv module would take for the line's end; no text holds it."""
+
+DEEPEST: Final = 512
+"""Open lists and objects of a JSON document; annotation files have fewer than ten. ijson's path to a value costs the
+square of them, 25 GB for 100,000 brackets."""
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_OTHERS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 Row = dict[str, Any]
 """Cells by column."""
@@ -182,6 +187,30 @@ def json_values(path: Path, prefix: str) -> Iterator[Any]:
         if file.peek(3)[:3] == b"\xef\xbb\xbf":  # type: ignore[attr-defined]
             file.read(3)
         yield from ijson.items(ShallowJson(file), prefix, use_float=True)
+
+
+class ShallowJson:
+    """A JSON file for `ijson`; `read` raises a DataError (file_broken) where more than DEEPEST values are open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._open = self._escape = b""
+        self._in_string = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        data = self._file.read(size)
+        text = _ESCAPE.sub(b"", self._escape + data)  # without escapes, each quote begins or ends a string
+        self._escape = text[-1:] if text.endswith(b"\\") else b""
+        parts = text.split(b'"')
+        brackets = self._open + b"".join(parts[self._in_string :: 2]).translate(None, _OTHERS)
+        self._in_string ^= len(parts) % 2 == 0
+        for _ in range(DEEPEST):
+            before, brackets = brackets, brackets.replace(b"[]", b"").replace(b"{}", b"")
+            if len(brackets) == len(before) <= DEEPEST:
+                self._open = brackets
+                return data
+        raise bad("file_broken", f"JSON with at most {DEEPEST} lists and objects in each other", "more")
 
 
 def arrow_table(path: Path) -> pa.Table:

@@ -24,8 +24,7 @@ from cclm.annotations.tasks import TASKS as BENCHMARKS
 from cclm.data.collate import int64
 from cclm.data.source import SampleSource
 from cclm.errors import ConfigError
-from cclm.evaluate.owned import gathered, rerank_owned
-from cclm.evaluate.rerank import SCORE_TOLERANCE
+from cclm.evaluate.rerank import gathered, rerank_owned
 from cclm.evaluate.results import Result
 from cclm.shardfile.options import is_remote
 from cclm.train.evaluation import Known, Measured, TaskEvaluation
@@ -158,7 +157,7 @@ class RetrievalEvaluation(TaskEvaluation):
             begin = time.monotonic()
             match = partial(self._retriever.match, found, texts.texts, asked_C, images, encoded)
             exchange = self.engine.collectives.exchange
-            again = rerank_owned(forward, backward, len(asked_C), match, SCORE_TOLERANCE, exchange)
+            again = rerank_owned(forward, backward, len(asked_C), match, exchange)
             columns["t2i"]["reranked"], columns["i2t"]["reranked"] = again.text_rank_Q, again.image_rank_Q
             seconds, total = time.monotonic() - begin, time.monotonic() - began
             cost = {"pairs": again.num_pairs, "seconds": seconds, "share": seconds / total}

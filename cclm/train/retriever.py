@@ -19,9 +19,8 @@ from cclm.data.image import eval_image
 from cclm.data.options import ImageTransformConfig
 from cclm.data.tokens import TextTokenizer
 from cclm.errors import DataError
-from cclm.evaluate.owned import Own
 from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
-from cclm.evaluate.rerank import PairNumbers
+from cclm.evaluate.rerank import Own, PairNumbers
 from cclm.evaluate.retrieval import QUERIES_AT_ONCE, Nearest, Rows, joined, nearest_of_block
 from cclm.train.mapped_rows import RowFiles, stays_in_memory
 from cclm.train.retrieval_sets import Captions, RetrievalSet

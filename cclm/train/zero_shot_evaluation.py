@@ -23,8 +23,7 @@ from cclm.data.tokens import TextTokenizer
 from cclm.distributed.agreement import made_by_first
 from cclm.engine.protocol import Engine
 from cclm.errors import ConfigError
-from cclm.evaluate.owned import Own, gathered, rerank_owned
-from cclm.evaluate.rerank import SCORE_TOLERANCE
+from cclm.evaluate.rerank import Own, gathered, rerank_owned
 from cclm.evaluate.retrieval import recall
 from cclm.hub.open import longest_text, transform_of
 from cclm.train.retrieval_sets import Captions, RetrievalSet, sharded_set
@@ -121,7 +120,7 @@ class ZeroShotEvaluation(SharedEvaluation):
         if self.settings.rerank_top_k:
             every, exchange = torch.arange(len(identity_I)), self.engine.collectives.exchange
             match = partial(self._retriever.match, found, captions.texts, every, images, texts, log_odds=True)
-            again = rerank_owned(forward, backward, len(identity_I), match, SCORE_TOLERANCE, exchange)
+            again = rerank_owned(forward, backward, len(identity_I), match, exchange)
             columns["reranked_"] = {"t2i": again.text_rank_Q, "i2t": again.image_rank_Q}
         return {
             f"{order}{name}": value

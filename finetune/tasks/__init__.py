@@ -1,1 +1,1 @@
-"""The tasks, a file each: its view, its metric, its published languages, and a little data that can be drawn."""
+"""The tasks: what is learned and measured of each, and a little data of its form that can be drawn."""

@@ -1,4 +1,4 @@
-"""Retrieval of images by texts and of texts by images.
+"""Stand-in data of retrieval of images by texts and of texts by images.
 
 `retrieval` trains on image-text shard sets of any origin. Each benchmark has a recipe of its own name, which trains
 straight from published annotation files: xFlickr&CO, WIT, Multi30K, MSCOCO; XTD10 and XM3600, which have no training
@@ -8,23 +8,25 @@ set, on Flickr30k. All are tested on shard sets, or on the published files of an
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from itertools import product
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from cclm.annotations.captions import WIT_CAPTION
 from cclm.annotations.images import coco_image
-from cclm.annotations.wit import CAPTION
 from cclm.files.atomic import make_folder, replace_text
-from cclm.shardfile.manifest import Manifest
-from cclm.shardfile.writer import ImageTextShardWriter
-from cclm.types import ImageTextRecord, View
-from finetune.stand_in import COLOURS, LANGUAGES, SHAPES, draw_scene, scene_bytes, write_document, write_rows
-from finetune.tasks.task import Task
+from cclm.types import ImageTextRecord
+from finetune.stand_in import (
+    LANGUAGES,
+    THINGS,
+    draw_scene,
+    draw_things,
+    scene_bytes,
+    write_document,
+    write_image_set,
+    write_rows,
+)
 
-METRICS: Final = ("mean_recall", *(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)))
-THINGS: Final = tuple(product(COLOURS, SHAPES))
 TRANSLATED: Final = ("de", "es")
 """Languages of stand-in data beside English."""
 
@@ -32,21 +34,20 @@ TRANSLATED: Final = ("de", "es")
 def draw(folder: Path) -> None:
     """Write images of one shape each, described in a few languages: shard sets train, dev and test, and the same as
     Flickr30k's and xFlickr&CO's annotation files."""
-    for split in ("train", "dev", "test"):  # the same: it is to be learned by heart
+    for split in ("train", "dev", "test"):
         languages = ("de", "en", "es") if split != "dev" else ("en",)
-        with ImageTextShardWriter(folder / split, split) as writer:
-            for thing in THINGS:
-                record = ImageTextRecord(
-                    key="_".join(thing),
-                    image=scene_bytes([thing]),
-                    image_format="png",
-                    captions={language: [caption(language, *thing)] for language in languages},
-                    source="stand-in",
-                    licence="CC0-1.0",
-                )
-                writer.add(record)
-        assert writer.info is not None, "it has images"
-        Manifest(view=View.IMAGE_TEXT, shards=(writer.info,)).save(folder / split)
+        records = (
+            ImageTextRecord(
+                key="_".join(thing),
+                image=scene_bytes([thing]),
+                image_format="png",
+                captions={language: [caption(language, *thing)] for language in languages},
+                source="stand-in",
+                licence="CC0-1.0",
+            )
+            for thing in THINGS
+        )
+        write_image_set(folder / split, records)
     draw_xflickrco(folder)
 
 
@@ -61,8 +62,8 @@ def draw_xflickrco(folder: Path) -> None:
 
 def draw_flickr30k(folder: Path) -> None:
     """Write images, and their captions as IGLUE has them of Flickr30k: training and dev."""
-    draw_images(folder, "{}.png".format)
-    for split in ("train", "valid"):  # the same: it is to be learned by heart
+    draw_things(folder / "images")
+    for split in ("train", "valid"):
         write_rows(folder / "flickr30k" / "annotations" / f"{split}_ann.jsonl", _flickr_rows("en"))
 
 
@@ -73,11 +74,11 @@ def _flickr_rows(language: str) -> Iterator[dict[str, object]]:
 
 def draw_wit(folder: Path) -> None:
     """Write WIT's rows; an image is known by its URL."""
-    draw_images(folder, "{}.png".format)
+    draw_things(folder / "images")
     for split, languages in {"train": ("en",), "val": ("en",), "test": ("en", "bg", "id")}.items():
         for language in languages:
             rows = [
-                {"language": language, "image_url": f"https://example.org/{name}.png", CAPTION: text}
+                {"language": language, "image_url": f"https://example.org/{name}.png", WIT_CAPTION: text}
                 for name, text in captions("ru" if language == "bg" else language)
             ]
             write_rows(folder / "wit" / "annotations" / f"{split}_{language}.jsonl", rows)
@@ -85,7 +86,7 @@ def draw_wit(folder: Path) -> None:
 
 def draw_multi30k(folder: Path) -> None:
     """Write Multi30K's aligned lines: five descriptions in English and German, one translation in French."""
-    draw_images(folder, "{}.jpg".format)
+    draw_things(folder / "images", ".jpg")
     described = {f"{split}.{n}": ("en", "de") for split in ("train", "val", "test_2016") for n in range(1, 6)}
     for task, files in ((2, described), (1, {"test_2016_flickr": ("fr",)})):
         own = folder / "data" / f"task{task}"
@@ -102,7 +103,7 @@ def draw_mscoco(folder: Path) -> None:
     names = draw_coco_images(folder)
     images = [
         {"filename": name, "filepath": "val2014", "split": split, "sentences": [{"raw": text}]}
-        for split in ("train", "val", "test")  # the same: it is to be learned by heart
+        for split in ("train", "val", "test")
         for name, (_, text) in zip(names, captions("en"), strict=True)
     ]
     write_document(folder / "coco" / "dataset_coco.json", {"images": images})
@@ -124,19 +125,13 @@ def draw_xtd10(folder: Path) -> None:
 def draw_xm3600(folder: Path) -> None:
     """Write Flickr30k's files, and Crossmodal-3600's captions in a few languages."""
     draw_flickr30k(folder)
-    draw_images(folder, "{}.jpg".format)
+    draw_things(folder / "images", ".jpg")
     texts = {language: dict(captions(language)) for language in ("en", "bn", "sw")}
     rows = [
         {"image/key": name, **{language: {"caption": [found[name]]} for language, found in texts.items()}}
         for name, _ in captions("en")
     ]
     write_rows(folder / "xm3600" / "captions.jsonl", rows)
-
-
-def draw_images(folder: Path, name_of: Callable[[str], str]) -> None:
-    """Draw each thing into the folder of images."""
-    for thing in THINGS:
-        draw_scene(folder / "images" / name_of("_".join(thing)), [thing])
 
 
 def draw_coco_images(folder: Path) -> list[str]:
@@ -166,19 +161,3 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def _write_packed(path: Path, lines: Iterable[str]) -> None:
     make_folder(path.parent)
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
-
-
-_task = partial(Task, metrics=METRICS)
-TASK = _task(title="images for texts and texts for images, of shard sets", view="image_text", draw=draw)
-BENCHMARKS: Mapping[str, Task] = {
-    name: _task(title=f"images for texts and texts for images: {title}", view="retrieve", draw=drawn)
-    for name, (title, drawn) in {
-        "xflickrco": ("xFlickr&CO", draw_xflickrco),
-        "wit": ("WIT", draw_wit),
-        "multi30k": ("Multi30K", draw_multi30k),
-        "mscoco": ("MSCOCO, COCO-CN, STAIR", draw_mscoco),
-        "xtd10": ("XTD10", draw_xtd10),
-        "xm3600": ("XM3600", draw_xm3600),
-    }.items()
-}
-"""By name, as `cclm.annotations` and tables call them, too."""

@@ -36,8 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cclm.annotations.coco import caption_of
-from cclm.annotations.flickr30k import numbered_captions, sentences_of
+from cclm.annotations.captions import caption_of, numbered_captions, sentences_of
 from cclm.annotations.images import key_of
 from cclm.errors import DataError
 from cclm.rows.cells import box, gathered, identifier, listed, mapping, text, whole_number

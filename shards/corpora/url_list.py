@@ -30,8 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from cclm.annotations.captions import WIT_CAPTION, url_and_texts
 from cclm.annotations.images import key_of
-from cclm.annotations.wit import CAPTION, url_and_texts
 from cclm.errors import DataError
 from cclm.files.atomic import file_sha256
 from cclm.languages import language_tag
@@ -215,7 +215,7 @@ class Wit(Downloadable):
     downloads: Path | None = None
     pixels: Path | Sequence[Path] = ()
     """Files of pixels, in place of downloads; not compressed, because images are read by position."""
-    fields: Sequence[str] = (CAPTION,)
+    fields: Sequence[str] = (WIT_CAPTION,)
     """Columns of texts: also caption_alt_text_description, caption_attribution_description, page_title, …"""
     languages: Sequence[LanguageTag] = ()
     """Given: rows in other languages are skipped, and counted."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cclm.evaluate import owned, pair_scores
+from cclm.evaluate import pair_scores, rerank
 from cclm.train import mapped_rows, retriever, shared_evaluation
 from tests.ranks.harness import on_ranks
 from tests.tiny_retrieval import evaluation_with, settings_of
@@ -21,7 +21,7 @@ def predictions(settings: dict[str, Any], engine: str, bytes_in_memory: int) -> 
         (retriever, "QUERIES_AT_ONCE"): 5,
         (pair_scores, "IMAGES_AT_ONCE"): 6,
         (shared_evaluation, "ROUNDS_AT_ONCE"): 2,
-        (owned, "PAIRS_AT_ONCE"): 20,
+        (rerank, "PAIRS_AT_ONCE"): 20,
         (mapped_rows, "IN_MEMORY_BYTES"): bytes_in_memory,
     }
     before = {place: getattr(*place) for place in small}

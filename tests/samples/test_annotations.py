@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.aligned import XTD10_LANGUAGES, read_multi30k
+from cclm.annotations.captions import XTD10_LANGUAGES, multi30k_paths, read_aligned, read_coco
 from cclm.annotations.check import check_folder
-from cclm.annotations.coco import read_coco
-from cclm.annotations.gqa import read_answers
 from cclm.annotations.layouts import FoundFile
-from cclm.annotations.nlvr import STATEMENT_LABELS
+from cclm.annotations.questions import read_answers
+from cclm.annotations.statements import STATEMENT_LABELS, XVNLI_LABELS
 from cclm.annotations.tasks import DATA_SETS, TASKS
-from cclm.annotations.xvnli import XVNLI_LABELS
 from cclm.languages import language_tag
 from tests.samples.sets import QUESTIONS, READ, STATEMENTS, captioned, document, folder, parameters, samples
 
@@ -175,7 +173,7 @@ def test_multi30k_as_the_protocol_counts_it(split: str) -> None:
         pytest.skip(f"{split}: counted file by file above")
     repository = next(one.path for one in samples("Multi30K task 1")).parents[3]
     for language, number in expected["captions"].items():
-        file = read_multi30k(repository, language, split=split)
+        file = read_aligned(multi30k_paths(repository, language, split), language)
         assert (len(file.rows), sum(len(row.captions) for row in file.rows)) == (expected["images"], number)
 
 

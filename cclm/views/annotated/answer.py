@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cclm.annotations.gqa import read_answers
+from cclm.annotations.questions import read_answers
 from cclm.annotations.rows import QuestionRow
 from cclm.data.batch import Tokens
 from cclm.data.collate import int64, pad
@@ -205,7 +205,11 @@ class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
         return read_answers(self.config.path(self.config.answers))
 
     def judge(self, rows: Sequence[Row], outputs: Mapping[str, Tensor]) -> list[Line]:
-        """Say the best answer to each question, with its probability among those that were looked at."""
+        """Say the best answer to each question, with its probability among those that were looked at.
+
+        `is_unknown`: no right answer is in the list of known ones.
+        """
+        known = frozenset(() if "choice" in outputs else self._known)
         if "choice" in outputs:
             parts = torch.split(outputs["choice"].float(), [len(choices_of(row)) for row in rows])
             best = [(int(part.argmax()), float(part.softmax(0).max())) for part in parts]
@@ -217,11 +221,12 @@ class AnswerView(AnnotatedView[AnswerConfig, AnswerBatch]):
             {
                 "id": row.id,
                 "language": row.language,
-                "answers": [list(pair) for pair in answers_of(row)],
+                "answers": [list(pair) for pair in answers],
                 "predicted": answer,
                 "score": score,
+                **({"is_unknown": True} if known and answers and known.isdisjoint(dict(answers)) else {}),
             }
-            for row, (answer, score) in zip(rows, said, strict=True)
+            for row, answers, (answer, score) in zip(rows, map(answers_of, rows), said, strict=True)
         ]
 
 

@@ -11,18 +11,16 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cclm.annotations.cvqa import read_cvqa
-from cclm.annotations.gqa import read_gqa
 from cclm.annotations.images import Listing, find_image, key_of
 from cclm.annotations.layouts import Reader
-from cclm.annotations.nlvr import read_statements
-from cclm.annotations.reading import Dropped, Problems, entries_of, known_language, name_at, read_entries, text_at
+from cclm.annotations.questions import read_cvqa, read_gqa, read_vqa
+from cclm.annotations.reading import KEY, Dropped, Problems, entries_of, name_at, read_entries, text_at
 from cclm.annotations.refcoco import read_refcoco
 from cclm.annotations.retrieval import read_pairs
 from cclm.annotations.rows import NO_LABEL, AnnotationFile, BoxRow, CaptionRow, ClassifyRow, QuestionRow
-from cclm.annotations.vqa import read_vqa
-from cclm.annotations.xvnli import read_xvnli
+from cclm.annotations.statements import read_statements, read_xvnli
 from cclm.errors import ConfigError, DataError
+from cclm.rows.cells import language as language_cell
 from cclm.rows.cells import listed, mapping, number, text, whole_number, with_area
 from cclm.rows.guard import refuse
 from cclm.shardfile.reader import Place, ShardSet
@@ -38,18 +36,17 @@ def read_own(path: Path, language: str, problems: Problems | None = None) -> Ann
 
     Questions may have "choices".
     """
-    tag = known_language(language, path)
-    return read_entries(path, tag, entries_of(path), partial(_own, tag), problems)
+    return read_entries(path, language, entries_of(path), partial(_own, path), problems)
 
 
-def _own(language: Language, place: str, entry: Mapping[str, Any]) -> Row | Dropped:
+def _own(path: Path, language: Language, entry: Mapping[str, Any]) -> Row | Dropped:
     images = tuple(text(name, "an image's name") for name in listed(entry.get("images"), "a list of images"))
     if not all(images) or not images:
         refuse("line_broken", "names of images", "none, or an empty one")
     if "language" in entry:
-        language = known_language(text_at(entry, "language"), Path(place))
+        language = language_cell(entry["language"])
     # Rows of one id in several languages are translations of each other; the seventh of each file are not.
-    identity = name_at(entry, "id") if "id" in entry else f"{language}:{Path(place).name}"
+    identity = name_at(entry, "id") if "id" in entry else f"{language}:{path.name}:{entry[KEY]}"
     if "answers" in entry:
         answers = mapping(entry["answers"], "an object of answers with their scores")
         scored = tuple((answer, number(score, "a score")) for answer, score in answers.items())
@@ -90,7 +87,7 @@ def read_rows(path: Path, file_format: Format, name: str) -> AnnotationFile[Any]
         ConfigError: it has no rows.
         DataError: an entry that is not as the format says, with file and line.
     """
-    found = READERS[file_format](path, language_of(name))
+    found = READERS[file_format](path, language_of(name), None)
     if not found.rows:
         raise ConfigError(
             where=str(path), expected="an annotation file with rows",

@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.aligned import read_aligned
-from cclm.annotations.coco import read_coco
-from cclm.annotations.flickr30k import read_flickr30k, read_karpathy
-from cclm.annotations.gqa import read_answers, read_gqa
-from cclm.annotations.nlvr import read_statements
+from cclm.annotations.captions import read_aligned, read_coco, read_flickr30k, read_karpathy, read_wit, read_xm3600
+from cclm.annotations.questions import read_answers, read_gqa, read_vqa
 from cclm.annotations.refcoco import read_refcoco
 from cclm.annotations.retrieval import read_pairs
-from cclm.annotations.vqa import read_vqa
-from cclm.annotations.wit import read_wit
-from cclm.annotations.xm3600 import read_xm3600
-from cclm.annotations.xvnli import read_xvnli
+from cclm.annotations.statements import read_statements, read_xvnli
 from cclm.errors import DataError
 from tests.unit.annotations.annotation_files import write_text
 from tests.unit.annotations.test_captions import WIT, coco
@@ -94,12 +88,12 @@ def test_odd_values(name: str, value: Any, read: Callable[..., Any], language: s
 
 def test_damaged_lines_and_answers(tmp_path: Path) -> None:
     draw = random.Random(0)
-    names = write_text(tmp_path / "names.txt", "1.jpg\n2.jpg\n")
+    write_text(tmp_path / "test_image_names.txt", "1.jpg\n2.jpg\n")
     for _ in range(60):
         path = tmp_path / "lines.de"
         path.write_bytes(changed(b"ein\nzwei\n", draw))
         problems: list[DataError] = []
-        read_aligned(path, "de", problems, names=names)
+        read_aligned(path, "de", problems)
         assert all(problem.where for problem in problems)
         path.write_bytes(changed(b'{"no": 0, "yes": 1}', draw))
         try:

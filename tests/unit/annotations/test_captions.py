@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.aligned import read_aligned, read_multi30k
-from cclm.annotations.coco import read_coco
-from cclm.annotations.flickr30k import read_flickr30k, read_karpathy
+from cclm.annotations.captions import (
+    multi30k_paths,
+    read_aligned,
+    read_coco,
+    read_flickr30k,
+    read_karpathy,
+    read_wit,
+    read_xm3600,
+)
 from cclm.annotations.rows import AnnotationFile, CaptionRow
-from cclm.annotations.wit import read_wit
-from cclm.annotations.xm3600 import read_xm3600
 from cclm.errors import DataError
 from tests.unit.annotations.annotation_files import broken_at, write_json, write_lines, write_text
 
@@ -85,6 +89,10 @@ def test_aligned_lines_find_their_list_and_join_several_files(tmp_path: Path) ->
     assert file.rows[1].image == "2.jpg" and file.dropped == {"blank_caption": 1}
 
 
+def of_multi30k(folder: Path, language: str) -> AnnotationFile[CaptionRow]:
+    return read_aligned(multi30k_paths(folder, language, "test_2016_flickr"), language)
+
+
 def test_multi30k_as_the_protocol_takes_it(tmp_path: Path) -> None:
     """Five descriptions where there are, else the translation; not some of the five."""
     data = tmp_path / "data"
@@ -94,13 +102,13 @@ def test_multi30k_as_the_protocol_takes_it(tmp_path: Path) -> None:
     write_text(data / "task1/raw/test_2016_flickr.de", "Übersetzt.\n")
     for number in range(1, 6):
         write_text(data / f"task2/raw/test_2016.{number}.de", f"Satz {number}.\n")
-    assert captions(read_multi30k(tmp_path, "fr")) == {"1": ("Un chien.",)}
-    assert captions(read_multi30k(tmp_path, "de")) == {"1": tuple(f"Satz {number}." for number in range(1, 6))}
+    assert captions(of_multi30k(tmp_path, "fr")) == {"1": ("Un chien.",)}
+    assert captions(of_multi30k(tmp_path, "de")) == {"1": tuple(f"Satz {number}." for number in range(1, 6))}
     (data / "task2/raw/test_2016.3.de").unlink()
-    for language in ("de", "cs"):
-        with pytest.raises(DataError) as found:
-            read_multi30k(tmp_path, language)
-        assert found.value.reason == "file_missing"
+    with pytest.raises(DataError) as found:
+        of_multi30k(tmp_path, "de")
+    assert found.value.reason == "file_missing"
+    assert not multi30k_paths(tmp_path, "cs", "test_2016_flickr")
 
 
 def test_xtd10_is_named_jp_and_needs_no_last_newline(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cclm.annotations.cvqa import CVQA_LANGUAGES, read_cvqa, unpack_images
+from cclm.annotations.questions import CVQA_LANGUAGES, read_cvqa, read_vqa, soft_scores, unpack_images
 from cclm.annotations.refcoco import read_refcoco
 from cclm.annotations.rows import BoxRow
-from cclm.annotations.vqa import read_vqa, soft_scores
 from cclm.errors import DataError
 from tests.unit.annotations.annotation_files import broken_at, write_json
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.gqa import read_answers, read_gqa
+from cclm.annotations.questions import read_answers, read_gqa
 from cclm.annotations.rows import QuestionRow
 from cclm.errors import DataError
 from tests.unit.annotations.annotation_files import broken_at, write_json, write_text

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from cclm.annotations.nlvr import read_statements
 from cclm.annotations.rows import ClassifyRow
-from cclm.annotations.xvnli import XVNLI_LABELS, read_xvnli
+from cclm.annotations.statements import XVNLI_LABELS, read_statements, read_xvnli
 from tests.unit.annotations.annotation_files import broken_at, write_json, write_lines, write_text
 
 NLI: dict[str, Any] = {

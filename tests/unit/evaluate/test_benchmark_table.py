@@ -134,6 +134,19 @@ def test_an_average_over_some_languages_says_so(tmp_path: Path) -> None:
     assert not build_table(found + more, XVNLI, with_published=False).rows[0].missing
 
 
+def test_questions_without_a_known_answer_are_told_below_a_table(tmp_path: Path) -> None:
+    choice = Choice(task="xgqa", metric="exact_match")
+    lines = [{"id": n, "predicted": "red", "answers": [["mauve", 1.0]], "is_unknown": True} for n in range(2)]
+    lines.append({"id": 2, "predicted": "red", "answers": [["red", 1.0]]})
+    (result,) = measured(replace(RESULT, task="xgqa", language="ar"), ["exact_match"], lines)
+    assert (result.num_unknown, result.num_rows) == (2, 3)
+    ResultStore(tmp_path / "results.jsonl").append([result])
+    table = build_table(results_in([tmp_path]), choice, with_published=False)
+    assert "chosen from: ar 2" in render(table, "terminal")
+    known = [(tmp_path, replace(result, num_unknown=0))]
+    assert "chosen from" not in render(build_table(known, choice, with_published=False), "terminal")
+
+
 def test_an_average_is_over_the_languages_that_the_task_is_published_in(tmp_path: Path) -> None:
     found = stored(tmp_path, {"mine": [60], "base": [50]})
     found += [(folder, replace(one, language="ja", value=0.0)) for folder, one in found if one.language == "fr"]
@@ -173,9 +186,9 @@ def test_every_published_row_has_a_source_and_iglues_averages_are_those_of_its_l
         rows = published_rows(task, metric, include_unverified=True)
         assert rows and all(row.source for row in rows)
         for row in rows:
-            others = [value for language, value in row.values.items() if language not in ("en", AVERAGE)]
+            others = [cell.mean for language, cell in row.cells.items() if language not in ("en", AVERAGE)]
             if others:
-                assert sum(others) / len(others) == pytest.approx(row.values[AVERAGE], abs=0.06)
+                assert sum(others) / len(others) == pytest.approx(row.cells[AVERAGE].mean, abs=0.06)
     assert len(published_rows("multi30k", "mean_recall")) == 6
 
 

@@ -8,28 +8,25 @@ from torch import Tensor
 
 from cclm.evaluate import pair_scores
 from cclm.evaluate.pair_scores import PairBatch, match_scores, score_pairs
-from cclm.evaluate.rerank import Pairs
-from cclm.evaluate.retrieval import nearest
+from cclm.evaluate.rerank import PairNumbers
 from tests.unit.model.tiny import tiny_images, tiny_model
 
 NUM_IMAGES, BATCH, BLOCK = 7, 2, 3
 LENGTHS = (5, 2, 7, 3, 3, 6, 2, 4, 7, 5, 2)
 
 
-def some_pairs(top_k: int) -> Pairs:
+def some_pairs(per_text: int) -> PairNumbers:
     generator = torch.Generator().manual_seed(3)
-    image_IE, text_TE = (torch.randn(count, 4, generator=generator) for count in (NUM_IMAGES, len(LENGTHS)))
-    numbers = torch.arange(len(LENGTHS)), torch.arange(NUM_IMAGES)
-    return Pairs.of(
-        nearest(text_TE, image_IE, *numbers, top_k), nearest(image_IE, text_TE, *numbers[::-1], top_k), NUM_IMAGES
-    )
+    images = [torch.randperm(NUM_IMAGES, generator=generator)[:per_text].sort().values for _ in LENGTHS]
+    number_P = torch.cat([text * NUM_IMAGES + image_K for text, image_K in enumerate(images)])
+    return PairNumbers(number_P=number_P, num_images=NUM_IMAGES)
 
 
-@pytest.mark.parametrize("top_k", [1, 3, 50])
-def test_blocks_give_what_each_pair_alone_gives(monkeypatch: pytest.MonkeyPatch, top_k: int) -> None:
+@pytest.mark.parametrize("per_text", [1, 3, NUM_IMAGES])
+def test_blocks_give_what_each_pair_alone_gives(monkeypatch: pytest.MonkeyPatch, per_text: int) -> None:
     monkeypatch.setattr(pair_scores, "IMAGES_AT_ONCE", BLOCK)
     monkeypatch.setattr(pair_scores, "PAIRS_PER_TEXT", 2)
-    model, pairs = tiny_model().eval(), some_pairs(top_k)
+    model, pairs = tiny_model().eval(), some_pairs(per_text)
     generator = torch.Generator().manual_seed(5)
     images_I3HW = tiny_images(NUM_IMAGES)
     texts = [torch.randint(5, 40, (length,), generator=generator) for length in LENGTHS]
@@ -60,13 +57,3 @@ def test_blocks_give_what_each_pair_alone_gives(monkeypatch: pytest.MonkeyPatch,
     assert sorted(encoded) == sorted({*pairs.images.tolist()}), "each image once"
     torch.testing.assert_close(found_P, alone_P, atol=2e-5, rtol=0)
     assert found_P.std() > 1e-3
-
-
-def test_scores_go_back_to_the_candidates_of_both_directions() -> None:
-    pairs = some_pairs(3)
-    forward_TK, backward_CK = pairs.scores(pairs.number_P.float())
-    assert forward_TK.shape == (len(LENGTHS), 3) and backward_CK.shape == (NUM_IMAGES, 3)
-    for text, numbers in enumerate(forward_TK.tolist()):
-        assert {number // NUM_IMAGES for number in numbers} == {text}
-    for image, numbers in enumerate(backward_CK.tolist()):
-        assert {number % NUM_IMAGES for number in numbers} == {image}

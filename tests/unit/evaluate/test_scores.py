@@ -10,7 +10,7 @@ import torch
 
 from cclm.errors import ConfigError
 from cclm.evaluate.retrieval import ranks, recall
-from cclm.evaluate.scores import METRICS, answer_score, box_iou, exact_match, percent, scores_by_row
+from cclm.evaluate.scores import METRICS, box_iou, percent, scores_by_row
 
 
 def iou_by_pixels(one: tuple[int, ...], other: tuple[int, ...]) -> float:
@@ -36,9 +36,12 @@ def test_a_box_is_found_from_one_half_on(width: float, hit: float) -> None:
 
 
 def test_answers_are_compared_letter_by_letter() -> None:
-    answers = [("no", 0.3), ("No way", 1.0)]
-    assert [exact_match(one, answers) for one in ("no", "No", "No way", "")] == [1, 0, 1, 0]
-    assert [answer_score(one, answers) for one in ("no", "No way", "yes")] == [0.3, 1.0, 0.0]
+    lines = [
+        {"id": said, "predicted": said, "answers": [["no", 0.3], ["No way", 1.0]]}
+        for said in ("no", "No", "No way", "")
+    ]
+    assert list(scores_by_row("exact_match", lines).values()) == [1, 0, 1, 0]
+    assert list(scores_by_row("vqa_score", lines).values()) == [0.3, 0.0, 1.0, 0.0]
 
 
 def test_accuracy_in_both_denominators() -> None:

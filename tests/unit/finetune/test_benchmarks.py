@@ -12,7 +12,6 @@ from cclm.evaluate.results import ResultStore, derive
 from cclm.files.reading import to_yaml
 from cclm.run.checkpoints import pinned
 from finetune.__main__ import main
-from finetune.tasks.retrieval import BENCHMARKS
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 
 LANGUAGES = {
@@ -40,7 +39,7 @@ def tiny(folder: Path) -> Path:
     return folder / "tiny.yaml"
 
 
-@pytest.mark.parametrize("task", list(BENCHMARKS))
+@pytest.mark.parametrize("task", list(LANGUAGES))
 def test_a_data_check_recognises_what_is_drawn(tmp_path: Path, task: str) -> None:
     """Whatever zero-shot needs of its languages is there, under the names that are published."""
     data = stand_in(task, tmp_path / "data")
@@ -55,7 +54,7 @@ def test_a_data_check_recognises_what_is_drawn(tmp_path: Path, task: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", list(BENCHMARKS))
+@pytest.mark.parametrize("task", list(LANGUAGES))
 def test_it_is_trained_and_measured_by_one_command(tmp_path: Path, task: str) -> None:
     data, run = stand_in(task, tmp_path / "data"), tmp_path / "run"
     words = [task, "--recipe", str(tiny(tmp_path)), "--data", str(data), "--run_folder", str(run)]

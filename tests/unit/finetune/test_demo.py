@@ -12,10 +12,8 @@ import pytest
 from cclm.config import RunConfig
 from cclm.files.reading import to_yaml
 from cclm.recipe.read import read_recipe
-from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.reader import ShardSet
-from cclm.shardfile.writer import ImageTextShardWriter
-from cclm.types import ImageTextRecord, View
+from cclm.types import ImageTextRecord
 from cclm.views.annotated.options import ClassifyConfig
 from cclm.views.annotated.rows import RowSet
 from cclm.views.image_text.options import ImageViewConfig
@@ -23,7 +21,7 @@ from finetune.__main__ import PROGRAM
 from finetune.demo import FEW_SHOT, plan, summary
 from finetune.demo_data import ENGLISH, LANGUAGES, SHOTS, main, split_of
 from finetune.seeds import commands_of_seeds, take_numbers
-from finetune.stand_in import scene_bytes
+from finetune.stand_in import scene_bytes, write_image_set
 from tests.tiny_config import run_config
 
 NUM_CONCEPTS = 400
@@ -36,17 +34,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = scene_bytes([("red", "box")])
     for split, artist in {"train": "ann", "dev": "ben", "test": "cy"}.items():
         folder, languages = images / f"image-{split}", (ENGLISH,) if split == "train" else (ENGLISH, *LANGUAGES)
-        with ImageTextShardWriter(folder, split) as writer:
-            for number in range(NUM_CONCEPTS):
-                names = {language: [f"{language} {number}"] for language in languages}
-                names |= {"de": ["de 0"]} if number == 1 and "de" in names else {}
-                record = ImageTextRecord(
-                    key=f"{artist}_{number}", image=picture, image_format="png", captions=names, source=artist,
-                    licence="CC0-1.0", identity=f"thing {number}",
-                )  # fmt: skip
-                writer.add(record)
-        assert writer.info is not None
-        Manifest(view=View.IMAGE_TEXT, shards=(writer.info,)).save(folder)
+        records = []
+        for number in range(NUM_CONCEPTS):
+            names = {language: [f"{language} {number}"] for language in languages}
+            names |= {"de": ["de 0"]} if number == 1 and "de" in names else {}
+            record = ImageTextRecord(
+                key=f"{artist}_{number}", image=picture, image_format="png", captions=names, source=artist,
+                licence="CC0-1.0", identity=f"thing {number}",
+            )  # fmt: skip
+            records.append(record)
+        write_image_set(folder, records)
     assert main([str(images), str(to)]) == 0
     return to
 

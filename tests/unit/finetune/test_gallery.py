@@ -16,9 +16,8 @@ from cclm.evaluate.results import Result, ResultStore, measured, write_predictio
 from cclm.files.reading import to_yaml
 from cclm.recipe.read import read_recipe
 from finetune.__main__ import PROGRAM
-from finetune.answers import Answer, answers_of
 from finetune.commands import run_command
-from finetune.gallery import galleries, hardest, surprises
+from finetune.gallery import Answer, answers_of, galleries, hardest, surprises
 from finetune.tasks.table import TASKS
 
 RESULT = Result(

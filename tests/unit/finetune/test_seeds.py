@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from cclm.errors import ConfigError
+from cclm.files.reading import to_yaml
 from finetune import seeds
 from finetune.__main__ import PROGRAM, main
 from finetune.seeds import commands_of_seeds, run_seeds, take_numbers
+from tests.tiny_finetune import alone, stand_in, write_tokenizer
 
 
 def commands(*words: str, number: int = 2, ranks: int = 1) -> list[list[str]]:
@@ -34,8 +36,8 @@ def test_the_numbers_are_taken_out_of_the_command_line() -> None:
 def test_each_seed_has_a_folder_of_its_own() -> None:
     first, second = commands("--recipe", "xvnli", "--start.sources", '["runs/en/seed_{seed}"]', "--seed", "7")
     assert first == [
-        "finetune", "--recipe", "xvnli", "--start.sources", '["runs/en/seed_7"]', "--seed", "7", "--run_folder",
-        "runs/xvnli/seed_7",
+        "finetune", "--recipe", "xvnli", "--start.sources", '["runs/en/seed_7"]', "--seed", "7", "--seed", "7",
+        "--run_folder", "runs/xvnli/seed_7",
     ]  # fmt: skip
     assert second[4] == '["runs/en/seed_8"]' and second[-1] == "runs/xvnli/seed_8"
 
@@ -53,11 +55,20 @@ def test_the_command_line_wins_over_the_recipes(tmp_path: Path) -> None:
 
 def test_an_option_without_a_value_takes_no_other_one() -> None:
     (command,) = commands("--recipe", "xvnli", "--print_config", "--run_folder", "runs/mine", number=1)
-    assert command[1:] == [
-        "--recipe", "xvnli", "--print_config", "--seed", "42", "--run_folder", "runs/mine/seed_42",
-    ]  # fmt: skip
+    assert command[1:4] == ["--recipe", "xvnli", "--print_config"]
+    assert command[-4:] == ["--seed", "42", "--run_folder", "runs/mine/seed_42"]
     (command,) = commands("--recipe", "xvnli", "--seed", "--run_folder=runs/mine", number=1)
     assert command[1:4] == ["--recipe", "xvnli", "--seed"], "the program says that a value is missing"
+
+
+def test_the_later_one_of_two_values_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tokenizer(tmp_path)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(to_yaml(alone(stand_in("xvnli", tmp_path / "data"), tmp_path)), encoding="utf-8")
+    words = ("--recipe", str(recipe), "--seed", "7", "--run_folder", "runs/a", "--print_config")
+    assert main(commands(*words)[1][1:]) == 0
+    shown = capsys.readouterr().out
+    assert "seed: 8" in shown and "run_folder: runs/a/seed_8" in shown
 
 
 def test_ranks_are_started_by_the_launcher() -> None:

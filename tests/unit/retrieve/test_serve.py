@@ -145,7 +145,7 @@ def test_the_language_is_named_with_its_certainty(client: Any) -> None:
 
 
 def test_a_language_is_not_detected_without_the_package(monkeypatch: pytest.MonkeyPatch, client: Any) -> None:
-    from cclm.rows.identify_language import language_identifier
+    from cclm.rows.cells import language_identifier
 
     language_identifier.cache_clear()
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cclm.errors import DataError
-from cclm.rows.nesting import DEEPEST, ShallowJson
-from cclm.rows.tables import json_items
+from cclm.rows.tables import DEEPEST, ShallowJson, json_items
 
 TEXTS = st.text(st.sampled_from('[]{}"\\,:a é'), max_size=12)
 VALUES = st.recursive(TEXTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3))

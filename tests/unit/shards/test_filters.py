@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cclm.errors import ConfigError, MissingDependencyError
-from cclm.rows.identify_language import language_identifier
+from cclm.rows.cells import language_identifier
 from cclm.types import TextPair
 from shards.corpora.files import accounting
 from shards.filters import (

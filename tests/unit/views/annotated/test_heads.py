@@ -153,6 +153,10 @@ def test_questions_without_answers_are_answered_and_not_scored(tmp_path: Path) -
         lines = view.judge(rows, view.predict(module.model, source.evaluated(rows)))
     assert [line["answers"] for line in lines] == [[], []] and all(line["predicted"] for line in lines)
     assert scores_by_row("exact_match", lines) == scores_by_row("vqa_score", lines) == {}
+    rows = [replace(rows[0], answers=(("mauve", 1.0),)), replace(rows[1], answers=(("mauve", 0.3), ("red", 1.0)))]
+    with torch.no_grad():
+        lines = view.judge(rows, view.predict(module.model, source.evaluated(rows)))
+    assert [line.get("is_unknown") for line in lines] == [True, None], "red is in the list, mauve is not"
     settings["views"]["answer"]["format"] = "rows"
     path = tmp_path / "xgqa" / "asked.jsonl"
     path.write_text('{"images": ["red_box.jpg"], "text": "which shape", "answers": {}}\n' * 6)

@@ -34,6 +34,12 @@ def test_rows_are_read(tmp_path: Path) -> None:
     assert rows.locate(0, 1) == ("a.jsonl", 1, "pt-BR:a.jsonl:2"), "row 2 of another language is another row"
 
 
+def test_rows_of_a_list_on_one_line_need_no_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"images": ["a.jpg"], "text": "x", "label": label} for label in (0, 1)]))
+    assert [row.id for row in RowSet(path, "rows", "de").rows] == ["de:a.json:0", "de:a.json:1"]
+
+
 def test_rows_with_choices_and_with_boxes_are_read(tmp_path: Path) -> None:
     chosen = {"images": ["c.jpg"], "text": "what?", "answers": {}, "choices": ["a dog", "a cat"]}
     boxed = {"id": 3, "images": ["d.jpg"], "text": "the cat", "box": [1, 2, 3, 4.5]}

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cclm.evaluate import owned
-from cclm.evaluate.owned import Own, Reranked, gathered, rerank_owned
-from cclm.evaluate.rerank import PairNumbers, Pairs
+from cclm.evaluate import rerank
+from cclm.evaluate.rerank import Own, PairNumbers, Reranked, gathered, rerank_owned
 from cclm.evaluate.retrieval import Nearest, nearest
 
 TEXTS, IMAGES, TOP_K = 23, 17, 5
@@ -57,10 +56,14 @@ class Ranks:
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_it_is_what_all_pairs_at_once_give(monkeypatch: pytest.MonkeyPatch, at_once: int, size: int) -> None:
     forward, backward = found()
-    pairs = Pairs.of(forward, backward, IMAGES)
-    score_TK, score_CK = pairs.scores(score(pairs))
-    expected = forward.reranked(score_TK, 1e-4), backward.reranked(score_CK, 1e-4)
-    monkeypatch.setattr(owned, "PAIRS_AT_ONCE", at_once)
+    of_texts = torch.arange(TEXTS)[:, None] * IMAGES + forward.candidate_QK
+    of_images = backward.candidate_QK * IMAGES + torch.arange(IMAGES)[:, None]
+    num_pairs = len({*of_texts.flatten().tolist(), *of_images.flatten().tolist()})
+    expected = [
+        of.reranked(score(PairNumbers(number_P=number_QK, num_images=IMAGES)), 1e-4)
+        for of, number_QK in ((forward, of_texts), (backward, of_images))
+    ]
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", at_once)
     ranks, sizes = Ranks(size), list[int]()
 
     def told(pairs: PairNumbers) -> Tensor:
@@ -70,14 +73,14 @@ def test_it_is_what_all_pairs_at_once_give(monkeypatch: pytest.MonkeyPatch, at_o
     def on_rank(rank: int) -> tuple[Reranked, dict[str, Tensor], dict[str, Tensor]]:
         exchange = ranks.exchange(rank)
         texts, images = (own(of, torch.arange(rank, len(of.rank_Q), size)) for of in (forward, backward))
-        again = rerank_owned(texts, images, IMAGES, told, 1e-4, exchange)
+        again = rerank_owned(texts, images, IMAGES, told, exchange)
         both = (texts, again.text_rank_Q), (images, again.image_rank_Q)
         return again, *(gathered(one.number_Q, {"rank": rank_Q}, exchange) for one, rank_Q in both)  # type: ignore[return-value]
 
     with ThreadPoolExecutor(size) as pool:
-        for again, of_texts, of_images in pool.map(on_rank, range(size)):
-            assert again.num_pairs == len(pairs.number_P)
-            assert of_texts["rank"].equal(expected[0]) and of_images["rank"].equal(expected[1])
+        for again, text_ranks, image_ranks in pool.map(on_rank, range(size)):
+            assert again.num_pairs == num_pairs
+            assert text_ranks["rank"].equal(expected[0]) and image_ranks["rank"].equal(expected[1])
     parts = sizes[::size]
     assert len(parts) == {1: IMAGES, 40: len(parts), 1 << 22: 1}[at_once]
     assert at_once != 40 or (3 <= len(parts) < IMAGES and max(sizes) <= 40 + TEXTS)
