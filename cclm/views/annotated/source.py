@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
@@ -97,6 +98,9 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
+    _opens_images = True
+    """Or black dots stand for them (`look_at`)."""
+
     def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int = 1) -> None:
         sources = config.ordered_sources
         sets = [RowSet(config.path(source.path), config.format, key) for key, source in sources.items()]
@@ -137,18 +141,20 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
             ConfigError, DataError: as `evaluated`; an image that is not there.
         """
         self.images.look_for(dict.fromkeys(name for row in rows for name in images_of(row)))
+        blind = copy(self)
+        blind._opens_images = False
         for batch in batches_of(rows, batch_size):
-            self.evaluated(batch, with_images=False)
+            blind.evaluated(batch)
 
-    def evaluated(self, rows: Sequence[Row], first: int = 0, *, with_images: bool = True) -> BatchType:
-        """Build a batch for evaluation: nothing is drawn, cropped or replaced. `with_images`: or black dots.
+    def evaluated(self, rows: Sequence[Row], first: int = 0) -> BatchType:
+        """Build a batch for evaluation: nothing is drawn, cropped or replaced.
 
         Raises:
             DataError: a text or an image that cannot be used.
         """
         samples = []
         for row in rows:
-            pixels = [self._tested(name) if with_images else _DOT for name in images_of(row)]
+            pixels = [self._tested(name) for name in images_of(row)]
             try:
                 samples.append(self.sample_of(row, pixels, is_test=True))
             except DataError as error:  # of a text: only the row says which
@@ -156,6 +162,8 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         return self.collate(samples, range(first, first + len(samples)))
 
     def _tested(self, name: str) -> NDArray[Any]:
+        if not self._opens_images:
+            return _DOT
         return eval_image(decode_image(self.images.read(name), where=name), self.config.transform)
 
     @abstractmethod
