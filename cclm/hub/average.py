@@ -83,10 +83,8 @@ def average(models: Sequence[Path], weights: Sequence[float], to: Path) -> Parit
 
 
 def shares(weights: Sequence[float], num_models: int) -> list[float]:
-    """Return the weight of each model: none given: the same for all; one for two models: that of the second.
-
-    Raises:
-        ConfigError: fewer than two models, another number of weights, or weights whose sum is not 1.
+    """Return the weight of each model: none given: the same for all; one for two models: that of the second
+    (ConfigError: fewer than two models, another number of weights, or weights whose sum is not 1).
     """
     if num_models < 2:
         raise ConfigError(where="cclm average", expected="two models or more", got="one", do="Name another one.")

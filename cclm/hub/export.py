@@ -47,10 +47,8 @@ Weights = Literal["last", "ema"]
 
 
 def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
-    """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now.
-
-    Raises:
-        CheckpointError: not complete, damaged, or without averages when these are asked for.
+    """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now
+    (CheckpointError: not complete, damaged, or without averages when these are asked for).
     """
     verify(checkpoint)
     if weights == "ema":

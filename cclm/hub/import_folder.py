@@ -122,21 +122,15 @@ def import_export(folder: Path, to: Path) -> ParityReport:
 
 
 def folder_source(folder: Path) -> Source:
-    """Return the weights of a folder, opened anew at each call.
-
-    Raises:
-        CheckpointError: there are none, or a file that the index names is missing.
+    """Return the weights of a folder, opened anew at each call (CheckpointError: there are none, or a file that the
+    index names is missing).
     """
     read_folder(folder)  # tells at once
     return lambda: in_memory(read_folder(folder))()
 
 
 def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
-    """The one dtype of the floating-point weights.
-
-    Raises:
-        CheckpointError: there are several.
-    """
+    """The one dtype of the floating-point weights (CheckpointError: there are several)."""
     found = {str(value.dtype).removeprefix("torch.") for value in stored.values() if value.dtype.is_floating_point}
     if len(found) != 1 or not found <= set(DTYPES):
         raise CheckpointError(
@@ -147,11 +141,7 @@ def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
 
 
 def _prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
-    """What the folder holds beside the weights.
-
-    Raises:
-        CheckpointError: a tokenizer of another vocabulary.
-    """
+    """What the folder holds beside the weights (CheckpointError: a tokenizer of another vocabulary)."""
     words = load_tokenizer(tokenizer, "cclm")  # published models were trained on texts that were prepared in this way
     if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
         raise CheckpointError(

@@ -63,10 +63,8 @@ class OnnxReport:
 
 
 def check_onnx(model: Any, given: str) -> None:
-    """Raise unless graphs can be made: a precision that there is, packages, a model with towers and a matching head.
-
-    Raises:
-        ConfigError, MissingDependencyError.
+    """Raise unless graphs can be made: a precision that there is, packages, a model with towers and a matching head
+    (ConfigError, MissingDependencyError).
     """
     if given not in ("fp32", "int8"):
         raise ConfigError(where="--onnx", expected="fp32 or int8", got=repr(given), do="Choose one of these.")
@@ -84,11 +82,7 @@ def check_onnx(model: Any, given: str) -> None:
 
 
 def write_graphs(export: Path, precision: Precision) -> None:
-    """Make `export`/onnx of a folder that `cclm.hub.export` wrote.
-
-    Raises:
-        CheckpointError: torch cannot trace the network.
-    """
+    """Make `export`/onnx of a folder that `cclm.hub.export` wrote (CheckpointError: torch cannot trace the network)."""
     folder = export / FOLDER
     folder.mkdir()
     model: Any = CCLMModel.from_pretrained(export, dtype=torch.float32).eval()
@@ -202,10 +196,8 @@ def _quiet() -> Iterator[None]:
 def check_graphs(
     export: Path, reference: ReferenceOutputs, precision: Precision, python: Path | None = None
 ) -> dict[Precision, OnnxReport]:
-    """Return what a fresh process computes with the graphs of each precision. `python`: its interpreter.
-
-    Raises:
-        CheckpointError: it fails, or fp32 graphs compute something else than the training engine.
+    """Return what a fresh process computes with the graphs of each precision. `python`: its interpreter
+    (CheckpointError: it fails, or fp32 graphs compute something else than the training engine).
     """
     kinds: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", "int8"]
     reports = {kind: _report(reference, _computed(export, reference, kind, python)) for kind in kinds}

@@ -190,10 +190,8 @@ def clean_environment(folder: Path) -> dict[str, str]:
 def check_parity(
     prepared: Prepared, export: Path, *, reference: ReferenceOutputs, dtype: Dtype, tolerance: float | None = None
 ) -> ParityReport:
-    """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`.
-
-    Raises:
-        CheckpointError: token ids differ, or something lies outside the tolerance.
+    """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`
+    (CheckpointError: token ids differ, or something lies outside the tolerance).
     """
     (found,) = outputs_of_clean_process([(export, reference.probe)])
     report = compare(reference, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)

@@ -85,10 +85,8 @@ def make_recorder(
 
 
 def reference_of(opened: OpenedModel) -> ReferenceOutputs:
-    """Compute the same with a model in this process: for imports, and for checkpoints that hold none.
-
-    Raises:
-        CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
+    """Compute the same with a model in this process: for imports, and for checkpoints that hold none (CheckpointError:
+    the tokenizer knows fewer than `NUM_MASKED` of the probe's captions).
     """
     probe = known_part(make_probe(), opened.tokenizer)
     if probe.num_captions < NUM_MASKED:

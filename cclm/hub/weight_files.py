@@ -37,11 +37,7 @@ REOPEN_BYTES = 1 << 28
 
 
 def parse_size(text: str, where: str = "--shard-size") -> int:
-    """Bytes of "500MB", "5GB", "2GiB" or a plain number.
-
-    Raises:
-        ConfigError: something else, or nothing.
-    """
+    """Bytes of "500MB", "5GB", "2GiB" or a plain number (ConfigError: something else, or nothing)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) <= 0:

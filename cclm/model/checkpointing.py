@@ -35,10 +35,8 @@ BLOCKS = (TransformerLayer, SwinBlock, BeitBlock, StemStage, GradientCheckpointi
 
 
 def checkpoint_activations(encoder: nn.Module, mode: str) -> None:
-    """Let the blocks of an encoder keep less for the backward pass: "none", "elementwise", "selective" or "full".
-
-    Raises:
-        ValueError: an encoder without blocks, or with none that are known as such.
+    """Let the blocks of an encoder keep less for the backward pass: "none", "elementwise", "selective" or "full"
+    (ValueError: an encoder without blocks, or with none that are known as such).
     """
     if mode == "none":
         return

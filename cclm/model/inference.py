@@ -113,10 +113,8 @@ class InferenceMethods:
         *,
         batch_size: int = 64,
     ) -> Float[Tensor, "i t 2"]:
-        """Matching logits of every image with every text; each is encoded once, `batch_size` pairs are fused at once.
-
-        Raises:
-            ValueError: a model that reads several images.
+        """Matching logits of every image with every text; each is encoded once, `batch_size` pairs are fused at once
+        (ValueError: a model that reads several images).
         """
         image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "score_all")
         pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
@@ -168,10 +166,8 @@ class InferenceMethods:
         memory_ids: Tensor | None = None,
         memory_attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "s v"]:
-        """Logits over the vocabulary at the places where `slot_BL` is True, in reading order; see `fill_mask`.
-
-        Raises:
-            ValueError: a model without masked-LM head, or not exactly one of image and sentence.
+        """Logits over the vocabulary at the places where `slot_BL` is True, in reading order; see `fill_mask`
+        (ValueError: a model without masked-LM head, or not exactly one of image and sentence).
         """
         if (pixel_values is None) == (memory_ids is None):
             raise ValueError(
@@ -281,10 +277,8 @@ class InferenceMethods:
         answer_attention_mask: Tensor | None = None,
         top_k: int = 128,
     ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-        """The likeliest of C tokenized answers to each question: probabilities and rows of `answer_ids`, best first.
-
-        Raises:
-            ValueError: a model without answer decoder.
+        """The likeliest of C tokenized answers to each question: probabilities and rows of `answer_ids`, best first
+        (ValueError: a model without answer decoder).
         """
         decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)

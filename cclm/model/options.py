@@ -329,10 +329,8 @@ def _check_keep_patches(vision: VisionOptions) -> None:
 
 
 def options_from_dict(values: dict[str, Any]) -> ModelOptions:
-    """Build `ModelOptions` from the JSON form; missing fields take their defaults.
-
-    Raises:
-        ValueError: a field of a block that does not exist.
+    """Build `ModelOptions` from the JSON form; missing fields take their defaults (ValueError: a field of a block that
+    does not exist).
     """
     kinds = {"vision": VisionOptions, "text": TextOptions, "fusion": FusionOptions}
     blocks: dict[str, Any] = {name: _block(name, kind, values.get(name)) for name, kind in kinds.items()}

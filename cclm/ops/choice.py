@@ -98,10 +98,8 @@ def choose_model_kernels(
     device: torch.device,
     network: Network = Network(),
 ) -> ModelKernels:
-    """Choose what the network and its losses are computed with, and set the precision of float32 products.
-
-    Raises:
-        ConfigError: one that is asked for cannot run here.
+    """Choose what the network and its losses are computed with, and set the precision of float32 products (ConfigError:
+    one that is asked for cannot run here).
     """
     attention, dropout = choose_attention(config, device, network)
     words = choose("word_table", config.word_table, {"shared": "", "torch": ""}, "one gradient of it in place of two")
@@ -136,10 +134,8 @@ def choose_model_kernels(
 
 
 def choose_attention(config: KernelConfig, device: torch.device, network: Network) -> tuple[Choice, Choice]:
-    """Choose attention and dropout. Compiled blocks take torch's: a compiler plans memory itself.
-
-    Raises:
-        ConfigError: the one that is asked for cannot run here.
+    """Choose attention and dropout. Compiled blocks take torch's: a compiler plans memory itself (ConfigError: the one
+    that is asked for cannot run here).
     """
     is_lean = device.type == "cpu" and config.compile == "none"
     varlen = why_not_varlen(device, network)
@@ -156,10 +152,8 @@ def choose_attention(config: KernelConfig, device: torch.device, network: Networ
 def choose_optimizer(
     wanted: str, device: torch.device, *, rule: str = "torch", stage: int | None = None, is_offloaded: bool = False
 ) -> Choice:
-    """Choose what updates the parameters. `rule`: of the update; `stage`: DeepSpeed's, None without it.
-
-    Raises:
-        ConfigError: the one that is asked for cannot run here.
+    """Choose what updates the parameters. `rule`: of the update; `stage`: DeepSpeed's, None without it (ConfigError:
+    the one that is asked for cannot run here).
     """
     is_other = "update_rule: published runs in torch's kernel only" if rule != "torch" else ""
     apex = is_other or ("the optimizer is offloaded" if is_offloaded else why_not_apex("optimizer", device))
@@ -172,10 +166,8 @@ def choose_optimizer(
 
 
 def choose(op: str, wanted: str, candidates: Mapping[str, str], reason: str) -> Choice:
-    """Take what is wanted, or for "auto" the first candidate that can run, for this reason.
-
-    Raises:
-        ConfigError: what is wanted cannot run here.
+    """Take what is wanted, or for "auto" the first candidate that can run, for this reason (ConfigError: what is wanted
+    cannot run here).
     """
     if wanted == "auto":
         first = next(name for name, trouble in candidates.items() if not trouble)

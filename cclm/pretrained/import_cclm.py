@@ -135,10 +135,8 @@ def stored_tensors(published: Mapping[str, Tensor], options: ModelOptions) -> Ma
 def fit_weights(
     published: Mapping[str, Sequence[Tensor]], weights: Iterable[Weight], options: ModelOptions, where: str
 ) -> tuple[LazyTensors, dict[str, KeyFate]]:
-    """Stack published tensors, each in one part or several, to ours, interpolate tables; say what became of each name.
-
-    Raises:
-        CheckpointError: a shape that does not fit.
+    """Stack published tensors, each in one part or several, to ours, interpolate tables; say what became of each name
+    (CheckpointError: a shape that does not fit).
     """
     ours = dict(meta_model(options).named_parameters())
     shapes = {name: tuple(value.shape) for name, value in to_published(ours, weights).items()}

@@ -106,10 +106,8 @@ def _needed_rows(name: str, value: Tensor, options: ModelOptions) -> Tensor:
 
 
 def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list[Weight]:
-    """The parameters that were placed whole.
-
-    Raises:
-        CheckpointError: something was placed that this model has not, or has in part.
+    """The parameters that were placed whole (CheckpointError: something was placed that this model has not, or has in
+    part).
     """
     table = [Weight(name, (name,)) for name in placed if name.startswith((IMAGE_TOWER, TEXT_TOWER, WORDS))]
     table += published_weights(options)

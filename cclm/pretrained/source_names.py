@@ -201,10 +201,8 @@ def _x2vlm(state: State) -> Placement:
 
 
 def choose_layers(layers: Layers, available: int, wanted: int, where: str) -> dict[int, int]:
-    """Source layer → target layer; "spread": the last of each of `wanted` runs of layers, as equal as they can be.
-
-    Raises:
-        CheckpointError: fewer layers than wanted, or a list that is not of `wanted` different layers of the source.
+    """Source layer → target layer; "spread": the last of each of `wanted` runs of layers, as equal as they can be
+    (CheckpointError: fewer layers than wanted, or a list that is not of `wanted` different layers of the source).
     """
     if available < wanted:
         raise CheckpointError(

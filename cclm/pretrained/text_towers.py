@@ -34,10 +34,8 @@ NO_ENCODER = (
 def with_text_tower(
     options: ModelOptions, config: PreTrainedConfig, values: dict[str, Any], source: str
 ) -> ModelOptions:
-    """Take a text tower from its source's configuration; `values` are what our own carries of it.
-
-    Raises:
-        ConfigError: no encoder, or one whose texts or words do not fit the options.
+    """Take a text tower from its source's configuration; `values` are what our own carries of it (ConfigError: no
+    encoder, or one whose texts or words do not fit the options).
     """
     text = options.text
     values = _without_vocabulary(_changed(values, config, text.tower or {}))

@@ -162,10 +162,8 @@ def _settle(where: str, options: OptionsType, wanted: Mapping[str, Any], source:
 
 
 def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTransformConfig:
-    """Fields that are still at their default take the source's values; a source that says nothing changes nothing.
-
-    Raises:
-        ConfigError: the source's file cannot be read.
+    """Fields that are still at their default take the source's values; a source that says nothing changes nothing
+    (ConfigError: the source's file cannot be read).
     """
     found = pixel_values(source)
     if found is None:
@@ -177,10 +175,8 @@ def with_pixel_values(transform: ImageTransformConfig, source: str) -> ImageTran
 
 
 def pixel_values(source: str) -> tuple[Triple, Triple] | None:
-    """Mean and deviation that a Hugging Face model's images are normalised with; None where no file says so.
-
-    Raises:
-        ConfigError: its file is not what `transformers` writes.
+    """Mean and deviation that a Hugging Face model's images are normalised with; None where no file says so
+    (ConfigError: its file is not what `transformers` writes).
     """
     from transformers.utils.hub import cached_file
 

@@ -157,11 +157,7 @@ def check_other_test_set(shards: Path, dev_shards: Path) -> None:
 
 
 def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Sequence[str]]:
-    """Return the groups that decide a choice: the named ones, or all.
-
-    Raises:
-        ConfigError: there is no group of that name.
-    """
+    """Return the groups that decide a choice: the named ones, or all (ConfigError: there is no group of that name)."""
     chosen = list(groups) if names is None else list(names)
     unknown = [name for name in chosen if name not in groups]
     if unknown or not chosen:

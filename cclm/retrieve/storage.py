@@ -59,10 +59,8 @@ class Storage:
 
 
 def storage_of(width: int, store: str, full_width: int) -> Storage:
-    """Return how the features of a model are to be stored; `width` 0: all components.
-
-    Raises:
-        ConfigError: no such type, or more components than the model gives.
+    """Return how the features of a model are to be stored; `width` 0: all components (ConfigError: no such type, or
+    more components than the model gives).
     """
     if store not in STORES:
         raise ConfigError(where="--store", expected=", ".join(STORES), got=repr(store), do="Choose one of these.")
