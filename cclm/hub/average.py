@@ -46,12 +46,7 @@ HEADS: Final[Mapping[str, Any]] = {
 
 
 def average(models: Sequence[Path], weights: Sequence[float], to: Path) -> ParityReport:
-    """Write the average of models to the folder `to`, as `export` does; sizes and tokenizer are those of all.
-
-    Args:
-        models: two or more: run folders, checkpoints inside of runs, exports.
-        weights: of each model (`shares`).
-        to: the folder to make; an older export there is replaced.
+    """Write the average of runs, checkpoints and exports to the folder `to`, as `export` does; weights: see `shares`.
 
     Raises:
         ConfigError: the models differ in more than their weights; each difference is named.

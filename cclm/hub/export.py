@@ -98,16 +98,9 @@ def export(
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
-    Args:
-        prepared: sizes, and what prepares the inputs.
-        to: the folder to make; an export that is already there is replaced, anything else is refused.
-        source: the weights.
-        papers: makes the texts of README.md and of other files, by name.
-        weights: which ones of the checkpoint `source` gives.
-        dtype: of the weights on disk.
-        shard_bytes: largest size of a file of weights.
-        tolerance: largest difference, as a share of the largest value; None: by dtype.
-        finish: adds to the folder before it is put in its place; what it raises fails the export.
+    An export that is already there is replaced, anything else is refused. `papers` makes the texts of README.md and of
+    other files, by name; `tolerance`: largest difference, as a share of the largest value, None: by dtype; `finish`
+    adds to the folder before it is put in its place, and what it raises fails the export.
 
     Raises:
         CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh
