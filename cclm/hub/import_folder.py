@@ -56,14 +56,10 @@ class Imported:
 def import_file(
     path: Path, to: Path, *, tokenizer: Path | None = None, image_size: int | None = None, text_heads: int | None = None
 ) -> Imported:
-    """Convert `path` and write the folder `to`.
+    """Convert a published file, or one of the same layout and other sizes, and write the folder `to`, as `export` does.
 
-    Args:
-        path: a published file, or one of the same layout and other sizes.
-        to: the folder to make; an older export or import there is replaced, anything else is refused.
-        tokenizer: a tokenizer folder, or a hub name; its ids must fit the word embeddings. None: the folder gets none.
-        image_size: pixels; None: as in the file. Position tables are interpolated.
-        text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
+    `tokenizer`: a folder, or a hub name; None: the folder gets none. `image_size`: None: as in the file; position
+    tables are interpolated. `text_heads`: None: heads of width 64, as in all published models.
 
     Raises:
         CheckpointError: see `convert` and `export`; `to` is then untouched.
@@ -97,11 +93,7 @@ def import_file(
 
 
 def import_export(folder: Path, to: Path) -> ParityReport:
-    """Write an exported folder anew.
-
-    Args:
-        folder: an export or import of ours, with its tokenizer.
-        to: the folder to make; an older export or import there is replaced, anything else is refused.
+    """Write an exported or imported folder, which has its tokenizer, anew, as `export` does.
 
     Raises:
         CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than

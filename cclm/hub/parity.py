@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.hub import clean_process
 from cclm.hub.open import Prepared
 from cclm.hub.probe import NUM_MASKED, Probe
 from cclm.hub.reference_outputs import ReferenceOutputs
@@ -145,39 +144,42 @@ class ParityReport:
 def outputs_of_clean_process(
     exports: Sequence[tuple[Path, Probe]], python: Path | None = None
 ) -> list[dict[str, Tensor]]:
-    """Load exported folders in a fresh, isolated, offline process that cannot import this library.
-
-    Args:
-        exports: folders, each with what to compute from.
-        python: the interpreter; None: this one.
-
-    Raises:
-        CheckpointError: the process failed; its last words are quoted.
-    """
+    """Compute the probes with exported folders, in a process as `run_alone` starts it."""
     with tempfile.TemporaryDirectory(prefix="cclm-parity-") as name:
         folder = Path(name)
-        arguments, outs = [], []
+        arguments, outs = list[Path](), []
         for number, (export, probe) in enumerate(exports):
             given, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
-            given.mkdir()
-            told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
-            (given / "probe.json").write_text(json.dumps(told), encoding="utf-8")
-            for place, image in enumerate(probe.images):
-                (given / f"{place:03d}.png").write_bytes(image)
+            write_probe(probe, given)
             arguments += [export.resolve(), given, out]
             outs.append(out)
-        command = [python or sys.executable, "-I", Path(clean_process.__file__).resolve(), *arguments]
-        done = subprocess.run(
-            command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
+        if got := run_alone("clean_process.py", arguments, folder, python):
             raise CheckpointError(
                 where=", ".join(str(export) for export, _ in exports),
                 expected="a folder that `transformers` loads by itself",
-                got=done.stderr.strip()[-2000:],
+                got=got,
                 do="Nothing was exported. Correct the model code that the message names.",
             )
         return [load_file(out) for out in outs]
+
+
+def write_probe(probe: Probe, folder: Path) -> None:
+    """Write what the programs of `run_alone` read: probe.json and images 000.png, 001.png, …"""
+    folder.mkdir()
+    told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
+    (folder / "probe.json").write_text(json.dumps(told), encoding="utf-8")
+    for place, image in enumerate(probe.images):
+        (folder / f"{place:03d}.png").write_bytes(image)
+
+
+def run_alone(program: str, arguments: Sequence[str | Path], room: Path, python: Path | None) -> str:
+    """Run one of this folder's programs in a fresh, isolated, offline process; return its last words if it fails.
+
+    `room`: where it runs and has its caches. `python`: the interpreter; None: this one.
+    """
+    command = [python or sys.executable, "-I", Path(__file__).with_name(program).resolve(), *arguments]
+    done = subprocess.run(command, cwd=room, env=clean_environment(room), capture_output=True, text=True, check=False)
+    return (done.stderr.strip()[-2000:] or f"exit code {done.returncode}") if done.returncode else ""
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
@@ -214,18 +216,10 @@ def compare(
     where: str,
     prepared: Prepared,
 ) -> ParityReport:
-    """Put two sets of outputs side by side.
+    """Put what the training engine and the export computed side by side (CheckpointError: token ids differ).
 
-    Args:
-        reference: what the training engine computed.
-        found: what the export computed.
-        dtype: of the exported weights.
-        tolerance: another `Tolerance.difference` than the dtype's.
-        where: what to call the export in errors.
-        prepared: says which checkpoint it is.
-
-    Raises:
-        CheckpointError: token ids differ.
+    `dtype`: of the exported weights; `tolerance`: another `Tolerance.difference` than its; `prepared`: says which
+    checkpoint it is.
     """
     expected, texts, checkpoint = reference.outputs, reference.probe.texts, prepared.checkpoint
     check_same_tokens(expected["input_ids"], found["input_ids"], texts, where)

@@ -50,14 +50,9 @@ def parse_size(text: str, where: str = "--shard-size") -> int:
 def write_weights(
     source: Source, folder: Path, *, names: Sequence[str], dtype: Dtype | None, shard_bytes: int
 ) -> list[str]:
-    """Write the named tensors of `source` into `folder`; return the files' names.
+    """Write the named tensors of `source` (not the second names of tied ones) into `folder`; return the files' names.
 
-    Args:
-        source: opens the weights.
-        folder: exists.
-        names: what to write, in this order (not the second names of tied weights).
-        dtype: of floating-point tensors on disk; None: as stored.
-        shard_bytes: largest size of a file.
+    `dtype`: of floating-point tensors on disk; None: as stored. `shard_bytes`: largest size of a file.
     """
     stored, wanted = source(), None if dtype is None else getattr(torch, dtype)
     layout = {}
