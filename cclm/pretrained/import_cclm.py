@@ -74,7 +74,7 @@ class ImportReport:
         )
 
     def as_json(self) -> str:
-        """All of it."""
+        """Return the text of import.json."""
         return json.dumps([asdict(entry) for entry in self.keys], indent=1) + "\n"
 
 
@@ -99,17 +99,9 @@ class LazyTensors(Mapping[str, Tensor]):
 def convert(
     published: Mapping[str, Tensor], options: ModelOptions, where: str = "state"
 ) -> tuple[LazyTensors, ImportReport]:
-    """Turn a published state dict into ours.
+    """Turn a published state dict into ours (of a tied decoder only the bias), and tell the fate of every key.
 
-    Args:
-        published: names and tensors of the file.
-        options: of the model to fill. Its window or image size may differ from the file's: bias tables are
-            interpolated.
-        where: what to call the file in errors.
-
-    Returns:
-        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted;
-        and the fate of every key.
+    Window or image size may differ from the file's: bias tables are interpolated. What is not converted is shared.
 
     Raises:
         CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two

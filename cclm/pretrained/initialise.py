@@ -26,8 +26,7 @@ from cclm.pretrained.import_cclm import ImportReport, KeyFate, LazyTensors, fit_
 from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
-from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
-from cclm.pretrained.tower_files import IMAGE_TOWER, TEXT_TOWER, WORDS
+from cclm.pretrained.source_names import IMAGE_TOWER, OUR_MARK, TEXT_TOWER, WORDS, Placement, place_source
 
 DECODER, CLASSES = "answer_decoder.", "class_head."
 HEADS = (
@@ -48,16 +47,9 @@ VOCABULARY = (".word_embeddings.weight", "predictions.bias", "predictions.decode
 def source_weights(
     sources: Iterable[str | Path], options: ModelOptions, reach: Reach = "auto", layers: Layers = "spread"
 ) -> tuple[LazyTensors, ImportReport]:
-    """Open sources and turn them into (part of) a state dict of ours, whose tensors are read when they are asked for.
+    """Turn sources into (part of) a state dict of ours, whose tensors are read when they are asked for.
 
-    Args:
-        sources: as `StartConfig.sources`.
-        options: the model to start.
-        reach: which stacks an XLM-R fills.
-        layers: which of its layers do.
-
-    Returns:
-        What the sources give, by our names; and the fate of every key of every source.
+    Arguments are as in `StartConfig`. Returned is the fate of every key of every source, too.
 
     Raises:
         CheckpointError: a source of another kind, or sizes that do not fit.
@@ -81,12 +73,7 @@ def source_weights(
 
 
 def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Write `state` into the parameters of the same names; return the names of the others, which stay as they are.
-
-    Args:
-        model: with its parameters whole, or sharded by ZeRO-3.
-        state: tensors by name, of the parameters' shapes; read one at a time.
-    """
+    """Write `state` into the parameters, whole or sharded by ZeRO-3, of the same names; return the others' names."""
     fresh = []
     for name, parameter in model.named_parameters():
         if name not in state:
@@ -114,12 +101,7 @@ def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list
     ours = {name for name, _ in meta_model(options).named_parameters()}
     given = [weight for weight in table if weight.ours in ours and all(name in placed for name in weight.theirs)]
     if unfit := sorted(set(placed).difference(*(weight.theirs for weight in given))):
-        raise CheckpointError(
-            where=where,
-            expected="weights for places that this model has",
-            got=f"others, such as {unfit[0]}",
-            do="Give sources of the family's sizes.",
-        )
+        raise _unfit(where, unfit[0], "Give sources of the family's sizes.")
     return given
 
 
@@ -158,10 +140,10 @@ def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str)
     used = {key for weight in weights for key in weight.theirs}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(model.state_dict())
     if unfit := sorted(name for name in {*state} - used - known if not name.startswith(HEADS)):
-        raise CheckpointError(
-            where=where,
-            expected="weights for places that this model has",
-            got=f"others, such as {unfit[0]}",
-            do="Give a source of the same architecture.",
-        )
+        raise _unfit(where, unfit[0], "Give a source of the same architecture.")
     return weights
+
+
+def _unfit(where: str, name: str, do: str) -> CheckpointError:
+    expected = "weights for places that this model has"
+    return CheckpointError(where=where, expected=expected, got=f"others, such as {name}", do=do)
