@@ -113,7 +113,6 @@ def _with_all_heads(models: Sequence[Prepared]) -> Prepared:
 
 
 def _misfits(first: Prepared, name: Path, other: Prepared) -> Iterator[str]:
-    """Yield in what a model differs from the first one."""
     ours, theirs = (dict(_flat(asdict(one.config.options()))) for one in (first, other))
     for key in sorted({*ours, *theirs}):
         has_no_such_head = key in HEADS and theirs.get(key) == HEADS[key]

@@ -30,7 +30,6 @@ class _Hidden(importlib.abc.MetaPathFinder):
     """Makes `HIDDEN` unimportable."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Refuse our names; leave others to the next finder."""
         if fullname.split(".")[0] in HIDDEN:
             raise ModuleNotFoundError(f"{fullname} is hidden: an export must not need it", name=fullname)
 

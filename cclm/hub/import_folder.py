@@ -159,7 +159,6 @@ def _transform(options: ModelOptions) -> ImageTransformConfig:
 
 
 def _papers(imported: Imported, path: Path) -> dict[str, str]:
-    """The fate of every key, and a README."""
     checked = "Not checked in a fresh process: the import had no tokenizer."
     if imported.parity is not None:
         checked = (

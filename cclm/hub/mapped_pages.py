@@ -64,8 +64,6 @@ def pages_of(tensor: Tensor, files: list[Span]) -> Span | None:
 
 
 class _Drop:
-    """A forward hook."""
-
     def __init__(self, spans: list[Span]) -> None:
         self.spans = spans
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise

@@ -150,7 +150,6 @@ def encoded_by_both(before: Tokenizer, after: Tokenizer, texts: Iterable[str]) -
 
 
 def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
-    """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
     tables, index = find_tables(folder, state, keep[-1] + 1), torch.tensor(keep)
     pruned = {name: (value[index] if name in tables else value) for name, value in state.items()}
@@ -184,7 +183,6 @@ def find_tables(folder: Path, state: Mapping[str, Tensor], pieces: int) -> list[
 
 
 def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: list[int]) -> list[str]:
-    """Write configuration, tokenizer and code; return what was left behind."""
     new_id = {old: new for new, old in enumerate(keep)}
     config, sized = sized_config(folder, len(keep))
     for place in [config] if sized is config else [config, sized]:  # each once: an id is renumbered once
@@ -221,7 +219,6 @@ def write_papers(folder: Path, hidden: Path, written: Mapping[str, Any]) -> list
 
 
 def _check_model(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
-    """Check that both folders give the same states and logits; return the numbers for the report."""
     new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
     states_before, logits_before = states_and_logits(folder, torch.tensor(keep)[new_B])
     states_after, logits_after = states_and_logits(hidden, new_B)

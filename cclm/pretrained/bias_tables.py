@@ -68,7 +68,6 @@ def source_positions(source: int, target: int) -> NDArray[np.float64]:
 
 
 def _side(num_offsets: int) -> int:
-    """Offsets per axis of a square table."""
     side = isqrt(max(0, num_offsets))
     if side * side != num_offsets or side % 2 == 0:
         raise ValueError(

@@ -179,7 +179,6 @@ def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str
 
 
 def _check_names(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
-    """Nothing may be missing and nothing may be left over."""
     known = {*wanted, *published_buffers(options)}
     missing = [name for name in wanted if name not in published]
     left_over = [name for name in published if name not in known and not follows_from_sizes(name)]
@@ -193,7 +192,6 @@ def _check_names(published: Mapping[str, Tensor], wanted: Iterable[str], options
 
 
 def _some(word: str, names: list[str]) -> str:
-    """The first few of a list of names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} {word} ({', '.join(names[:3])}{more})" if names else ""
 

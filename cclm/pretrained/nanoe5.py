@@ -176,7 +176,6 @@ def _their_name(name: str) -> str:
 
 
 def _values(data: bytes, kind: int, size: int) -> Any:
-    """Decode a tensor to fp32."""
     if kind == FP32:
         return np.frombuffer(data, "<f4", size).copy()
     if kind != Q4_0:
@@ -221,5 +220,4 @@ def _normalisers(characters: Mapping[int, tuple[int, ...]]) -> list[normalizers.
 
 
 def _one_of(codes: list[int]) -> Regex:
-    """An expression for any of these characters."""
     return Regex("[" + "".join(f"\\x{{{code:x}}}" for code in codes) + "]")

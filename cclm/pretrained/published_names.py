@@ -227,7 +227,6 @@ def _heads(options: ModelOptions) -> list[Weight]:
 
 
 def _swin(vision: VisionOptions) -> list[Weight]:
-    """The Swin tower."""
     stem = {"patches.project.*": "patch_embed.proj.*", "patches.norm.*": "patch_embed.norm.*", "final_norm.*": "norm.*"}
     merge = {"norm.*": "norm.*", "reduce.weight": "reduction.weight"}
     weights = _weights(stem, TOWER, TOWER)
@@ -240,7 +239,6 @@ def _swin(vision: VisionOptions) -> list[Weight]:
 
 
 def _beit(vision: VisionOptions) -> list[Weight]:
-    """The BEiT-v2 tower."""
     stem = {"class_token": "cls_token", "patches.*": "patch_embed.proj.*", "final_norm.*": "fc_norm.*"}
     blocks = f"{TOWER}blocks."
     return _weights(stem, TOWER, TOWER) + _layers(BEIT_BLOCK, blocks, blocks, vision.num_layers)

@@ -102,7 +102,6 @@ def family_of(options: ModelOptions) -> str | None:
 
 
 def _swin_tower(published: Mapping[str, Tensor], image_size: int | None) -> VisionOptions:
-    """CCLM-3M/4M's."""
     num_stages = _count(published, r"vision_encoder\.layers\.(\d+)\.")
     firsts = [f"vision_encoder.layers.{stage}.blocks.0" for stage in range(num_stages)]
     heads = tuple(published[f"{first}.{TABLE}"].shape[1] for first in firsts)
@@ -125,7 +124,6 @@ def _swin_tower(published: Mapping[str, Tensor], image_size: int | None) -> Visi
 
 
 def _beit_tower(published: Mapping[str, Tensor], image_size: int | None) -> VisionOptions:
-    """CCLM-X2VLM's."""
     rows, num_heads = published[f"vision_encoder.blocks.0.{TABLE}"].shape
     patch = published["vision_encoder.patch_embed.proj.weight"].shape[-1]
     return VisionOptions(

@@ -201,7 +201,6 @@ class SearchBox:
         )
 
     def _by_fusion(self, text: str, hits: Sequence[Hit], guess: Guess | None) -> Ranking:
-        """The same images in the order of the fusion encoder."""
         ranking = Ranking(
             name="reranked",
             title="Re-ranked",
