@@ -17,8 +17,7 @@ from cclm.engine.parts import freeze
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.hub.open import model_config
-from cclm.model.checkpointing import checkpoint_activations
-from cclm.model.compiling import compile_blocks
+from cclm.model.blocks import checkpoint_activations, compile_blocks
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import ModelKernels, Network
 from cclm.track.sections import NO_CLOCK, SectionClock
