@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .options import VisionOptions
-from .patch_dropping import take_patches, with_tokens_before
 from .shapes import Float, Int
+from .vision import take_patches, with_tokens_before
 
 FINAL_NORMS = {
     "clip_vision_model": "post_layernorm",

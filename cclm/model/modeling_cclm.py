@@ -45,11 +45,10 @@ from .kernels import use_kernels  # noqa: F401  # the loader of transformers 5.0
 from .layers import CrossAttention
 from .options import LayerOptions, ModelOptions, TextOptions, VisionOptions
 from .packing import masked_mean
-from .patch_dropping import kept_patches
 from .reading import plan_reading  # noqa: F401  # as above
 from .shapes import Bool, Float, Int
 from .swin import RelativePositionBias, SwinEncoder
-from .vision import ChannelAffine, ConvVisionEncoder
+from .vision import ChannelAffine, ConvVisionEncoder, kept_patches
 
 VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "conv_vit": ConvVisionEncoder,
