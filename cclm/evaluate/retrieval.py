@@ -8,7 +8,6 @@ one name in some language) cost a point rather than giving one. Right means: sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import comb, sqrt
 from typing import Any, Protocol
@@ -16,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from cclm.ops.choice import exact_products
 
 SIMILARITY_TOLERANCE = 1e-6
 """Cosines closer than this are ties: one text reaches the matrix product in different places with other roundings."""
@@ -135,19 +136,8 @@ def nearest_of_block(
     query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int
 ) -> Nearest:
     """As `nearest`, of queries that go through together."""
-    with exact_products():
+    with exact_products():  # the error of TF32, 1e-3, is a thousand times the tolerance of ties
         return _nearest(query_QE, candidate_CE, identity_Q, identity_C, num_kept)
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Multiply in float32 also where TF32 is allowed: its error, 1e-3, is a thousand times the tolerance of ties."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _nearest(query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int) -> Nearest:

@@ -39,7 +39,6 @@ from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
 SHARD_BYTES = 5 * 10**9
-"""Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
 Weights = Literal["last", "ema"]

@@ -44,7 +44,6 @@ from cclm.pretrained.source_files import read_folder
 
 REPORT_NAME = "growing.json"
 SEED = 0
-"""Of the rows that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,7 @@ class Grown:
     rows_drawn: int
     """Of new pieces with an unknown part."""
     tables: list[str]
-    """Tensors that gained rows."""
     left_behind: list[str]
-    """Files of the folder that were not copied."""
     max_abs_states: float
     """Largest difference of the text states of a fixed batch of old ids."""
     max_abs_logits: float

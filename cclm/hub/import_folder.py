@@ -39,9 +39,7 @@ class Imported:
     """What an import did."""
 
     options: ModelOptions
-    """Sizes of the model."""
     report: ImportReport
-    """The fate of every key."""
     parity: ParityReport | None = None
     """None without tokenizer."""
 

@@ -47,13 +47,9 @@ class Prepared:
     """Everything about a trained model but its weights: sizes, and what prepares its inputs."""
 
     config: CCLMConfig
-    """Sizes of the network."""
     tokenizer: TextTokenizer
-    """Text → ids."""
     tokenizer_folder: Path
-    """Where tokenizer.json lies."""
     transform: ImageTransformConfig
-    """Image → tensor."""
     max_tokens: int
     """Longest text, with `<s>` and `</s>`."""
     origin: Path

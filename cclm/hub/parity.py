@@ -51,13 +51,10 @@ class Difference:
     """How far two tensors are apart."""
 
     max_abs: float
-    """Largest absolute difference."""
     min_cosine: float
     """Smallest cosine: of features and boxes between corresponding rows, of logits over all of them."""
     allowed_abs: float = 0.0
-    """Largest absolute difference that is allowed."""
     allowed_cosine: float = -1.0
-    """Smallest cosine that is allowed."""
 
     @property
     def holds(self) -> bool:

@@ -59,7 +59,6 @@ class Probe:
     texts: tuple[str, ...]
     """Captions first."""
     image_of_caption: tuple[int, ...]
-    """For each caption the image that it describes."""
 
     @property
     def num_captions(self) -> int:

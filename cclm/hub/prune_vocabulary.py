@@ -64,15 +64,12 @@ class Pruned:
     """What pruning did; the content of `pruning.json`."""
 
     texts: int
-    """Texts that were counted."""
     pieces_before: int
     pieces_after: int
     parameters_before: int
     parameters_after: int
     tables: list[str]
-    """Tensors that lost rows."""
     left_behind: list[str]
-    """Files of the folder that were not copied."""
     max_abs_states: float
     """Largest difference of the text states of a fixed batch."""
     max_abs_logits: float

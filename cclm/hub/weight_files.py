@@ -36,13 +36,16 @@ REOPEN_BYTES = 1 << 28
 """Mapped pages count as memory of the process until the mapping is dropped, so it is opened anew after so many."""
 
 
-def parse_size(text: str, where: str = "--shard-size") -> int:
+def parse_size(text: str) -> int:
     """Bytes of "500MB", "5GB", "2GiB" or a plain number (ConfigError: something else, or nothing)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) <= 0:
         raise ConfigError(
-            where=where, expected="a size such as 500MB, 5GB or 2GiB", got=repr(text), do="Write a number and a unit."
+            where="--shard-size",
+            expected="a size such as 500MB, 5GB or 2GiB",
+            got=repr(text),
+            do="Write a number and a unit.",
         )
     return int(float(match[1]) * unit)
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module, metadata
@@ -85,12 +86,7 @@ class ModelKernels:
     @property
     def arguments(self) -> dict[str, Any]:
         """Return them by the constructor's names."""
-        return {
-            "kernels": self.kernels,
-            "cross_entropy": self.cross_entropy,
-            "contrastive": self.contrastive,
-            "log_sums": self.log_sums,
-        }
+        return {name: getattr(self, name) for name in ("kernels", "cross_entropy", "contrastive", "log_sums")}
 
 
 def choose_model_kernels(
@@ -259,6 +255,19 @@ def set_tf32(config: KernelConfig, device: torch.device) -> Choice:
     torch.backends.cudnn.allow_tf32 = config.tf32
     chosen, why = "tf32" if config.tf32 else "exact", f"kernels.tf32: {str(config.tf32).lower()}"
     return Choice(op="float32_products", chosen=chosen, why=why, candidates={"tf32": "", "exact": ""})
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute float32 products and convolutions exactly inside, whatever `set_tf32` has set."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def describe(choices: Sequence[Choice], device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -186,20 +187,14 @@ def _values(data: bytes, kind: int, size: int) -> Any:
     return (np.concatenate(halves, 1).astype(np.float32) - 8) * scales
 
 
-class _Reader:
+class _Reader(BytesIO):
     """Takes one thing after another (struct.error, ValueError: the data end before it)."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
-
     def take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(form, self._data, self._place)
-        self._place += struct.calcsize(form)
-        return values
+        return struct.unpack(form, self.read(struct.calcsize(form)))
 
     def bytes(self, size: int) -> bytes:
-        (found,) = self.take(f"{size}s")
-        return bytes(found)
+        return bytes(*self.take(f"{size}s"))
 
     def array(self, kind: np.dtype[Any], size: int) -> Any:
         return np.frombuffer(self.bytes(size * kind.itemsize), kind)

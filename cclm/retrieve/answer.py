@@ -94,7 +94,6 @@ class SearchBox:
 
     searcher: Searcher
     source: EmbedSource
-    """Where the images lie."""
     texts: EmbeddedSet | None = None
     """Captions, if they were embedded: what images are called, and examples of queries."""
     top_k: int = 10

@@ -50,7 +50,6 @@ class EmbeddingFacts:
     source: str
     """Fingerprint of the source."""
     root: str
-    """Where the source lies."""
     with_captions: bool
     languages: tuple[str, ...]
     num_units: int

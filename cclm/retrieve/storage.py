@@ -21,7 +21,6 @@ from torch.nn import functional
 from cclm.errors import ConfigError
 
 STORES: Mapping[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-"""Types of a stored component."""
 MOST_SAMPLED = 20_000
 """Rows whose features are remembered, to measure what storing them costs."""
 NUM_NEIGHBOURS = 10
