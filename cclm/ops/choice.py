@@ -1,18 +1,8 @@
 """Which kernels there are, which one was chosen, and why.
 
 Nothing is imported to find out what is there, and "auto" never fails because a library is missing; a kernel that is
-asked for by name is an error where it cannot run, with the reason.
-
-    op             candidates                  "auto"
-    attention      varlen sdpa math recomputed varlen on a GPU in bf16 without attention dropout, else sdpa; on a CPU
-                                               recomputed
-    layer_norm     torch apex                  torch
-    dropout        torch bytes                 torch on a GPU, bytes on a CPU
-    word_table     shared torch                shared
-    optimizer      torch apex deepspeed        torch; deepspeed where the optimizer is offloaded
-    cross_entropy  blocks reference            blocks
-    contrastive    triton blocks               triton on a GPU, else blocks
-    compile        none blocks                 (no auto: none unless asked for)
+asked for by name is an error where it cannot run, with the reason. What there is, and what "auto" takes, is said in
+`KernelConfig`.
 """
 
 from __future__ import annotations
