@@ -67,7 +67,7 @@ class Targets:
     """Products with soft targets without their matrix: sums of the features of each class of equal identities.
 
     A class is the place of its first member among the sorted identities of the second side, so that no number of
-    classes has to leave the device.
+    classes has to leave the device. `first_CE`, `num_first_C1`: its sum over the first side, and number of rows there.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Targets:
         self._ordered = identity_M.sort().values
         self._padded = functional.pad(self._ordered, (0, 1))
         self._even, self._rest = 1.0 - label_smoothing, label_smoothing
-        self._first_CE, self._num_first_C1 = self._sums(first_NE, identity_N)
-        self._second_CE, self._num_second_C1 = self._sums(second_ME, identity_M)
+        self.first_CE, self.num_first_C1 = self._sums(first_NE, identity_N)
+        self.second_CE, self.num_second_C1 = self._sums(second_ME, identity_M)
         self._mean_first, self._mean_second = first_NE.mean(0), second_ME.mean(0)
         self._ratio = max(1, first_NE.shape[0]) / max(1, second_ME.shape[0])
 
@@ -96,25 +96,17 @@ class Targets:
         sums[-1], counts[-1] = 0.0, 0.0  # a mean over nothing is NaN: such a row must not train in silence
         return sums, counts
 
-    def sums_of_first(self, class_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_j b_j over the equals of each first row, and how many they are."""
-        return self._second_CE[class_N], self._num_second_C1[class_N, 0]
-
-    def sums_of_second(self, class_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_i a_i over the equals of each second row, and how many they are."""
-        return self._first_CE[class_M], self._num_first_C1[class_M, 0]
-
     def of_first(self, class_N: Tensor, row: float, column: float) -> Tensor:
         """Σ_j (row · t_ij + column · u_ij) b_j."""
-        weight_N1 = row / self._num_second_C1[class_N] + column / self._num_first_C1[class_N]
+        weight_N1 = row / self.num_second_C1[class_N] + column / self.num_first_C1[class_N]
         rest = self._rest * (row + column / self._ratio)
-        return self._even * weight_N1 * self._second_CE[class_N] + rest * self._mean_second
+        return self._even * weight_N1 * self.second_CE[class_N] + rest * self._mean_second
 
     def of_second(self, class_M: Tensor, row: float, column: float) -> Tensor:
         """Σ_i (row · t_ij + column · u_ij) a_i."""
-        weight_M1 = row / self._num_second_C1[class_M] + column / self._num_first_C1[class_M]
+        weight_M1 = row / self.num_second_C1[class_M] + column / self.num_first_C1[class_M]
         rest = self._rest * (row * self._ratio + column)
-        return self._even * weight_M1 * self._first_CE[class_M] + rest * self._mean_first
+        return self._even * weight_M1 * self.first_CE[class_M] + rest * self._mean_first
 
 
 _GIVEN = "Tensor first, Tensor second, Tensor identity_n, Tensor identity_m, Tensor temperature, Tensor? bias"
@@ -148,7 +140,8 @@ def contrastive_operator(
     if bias is not None:
         walks: Any = _walks(first_NE, is_kernel_wanted)
         sums_N2 = walks.sigmoid_sums(first_NE, all_second, scale, bias.to(scale.dtype))
-        (own_NE, number_N), (other_ME, _) = targets.sums_of_first(class_N), targets.sums_of_second(class_M)
+        own_NE, other_ME = targets.second_CE[class_N], targets.first_CE[class_M]
+        number_N = targets.num_second_C1[class_N, 0]
         positive_N = scale * (first_NE * own_NE).sum(1) + number_N * bias
         into_bias = (sums_N2[:, 1] - number_N).sum()[None]
         return (sums_N2[:, 0] - positive_N).sum(), into_bias, none, own_NE, other_ME

@@ -105,12 +105,6 @@ def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list
     return given
 
 
-def _has_other_classes(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Return whether the head of classes has another number of them than the model's: it is of another task."""
-    sizes = {name: parameter.shape for name, parameter in model.named_parameters() if name.startswith(CLASSES)}
-    return any(state[name].shape != size for name, size in sizes.items() if name in state)
-
-
 def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str) -> list[Weight]:
     """Say which parameters a model of ours gives: those of the same names, and those that fine-tuning copies.
 
@@ -125,7 +119,8 @@ def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str)
     copies = options.fusion.num_memories if num_layers == options.fusion.num_layers else 1
     has_decoder = any(name.startswith(DECODER) for name in state)
     weights, model = [], meta_model(options)
-    others = CLASSES if _has_other_classes(state, model) else ()
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters() if name.startswith(CLASSES)}
+    others = CLASSES if any(state[name].shape != size for name, size in sizes.items() if name in state) else ()
     for name, _ in model.named_parameters():
         if name.startswith(others):
             continue

@@ -38,7 +38,10 @@ def with_text_tower(
     encoder, or one whose texts or words do not fit the options).
     """
     text = options.text
-    values = _without_vocabulary(_changed(values, config, text.tower or {}))
+    values = _changed(values, config, text.tower or {})
+    # Of the vocabulary the tokenizer tells; only a pad id may count in positions (as in RoBERTa).
+    told = {name for name in values if name == "vocab_size" or name.endswith("_token_id")} - {"pad_token_id"}
+    values = {name: value for name, value in values.items() if name not in told}
     tower, longest = _probe(values, source)
     if text.max_positions == TextOptions().max_positions:
         text = replace(text, max_positions=longest)
@@ -67,12 +70,6 @@ def _changed(values: dict[str, Any], config: PreTrainedConfig, changes: dict[str
         lists = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == before}
         changed |= {name: value[:after] for name, value in lists.items() if name not in changes}
     return changed
-
-
-def _without_vocabulary(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the tokenizer says; only a pad id may count in positions (as in RoBERTa)."""
-    told = {name for name in values if name == "vocab_size" or name.endswith("_token_id")} - {"pad_token_id"}
-    return {name: value for name, value in values.items() if name not in told}
 
 
 def _probe(values: dict[str, Any], source: str) -> tuple[TextTower, int]:
