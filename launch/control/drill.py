@@ -131,7 +131,7 @@ class Drill:
         if run.state != "PENDING":
             return if_over(run)
         self.job = run.job
-        return f"job {run.job} waits ({run.reason})", True
+        return f"job {run.job} waits" + (f" ({run.reason})" if run.reason else ""), True
 
     def _start_now(self, run: RunNow) -> Found:
         if run.state != "PENDING":

@@ -32,9 +32,11 @@ ENDED = frozenset(
 """States in which a job will not run again by itself."""
 
 
-def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. Raise CclmError if it is
-    not installed, or does not answer in time."""
+def ask_slurm(
+    command: Sequence[str], *, timeout_s: float = ANSWER_S, reads: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands outside any job's variables; the caller looks at the code. `reads`: its standard
+    input. Raise CclmError if it is not installed, or does not answer in time."""
     if shutil.which(command[0]) is None:
         raise CclmError(
             where="Slurm", expected=f"the command {command[0]}", got="none on the PATH",
@@ -43,7 +45,7 @@ def ask_slurm(command: Sequence[str], *, timeout_s: float = ANSWER_S) -> subproc
     try:
         return subprocess.run(
             list(command), capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-            env=without_job(os.environ), stdin=subprocess.DEVNULL,
+            env=without_job(os.environ), input=reads,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise CclmError(
@@ -60,10 +62,16 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def told_by_slurm(
-    command: Sequence[str], *, expected: str, do: str, timeout_s: float = ANSWER_S, tolerated: str | None = None
+    command: Sequence[str],
+    *,
+    expected: str,
+    do: str,
+    timeout_s: float = ANSWER_S,
+    tolerated: str | None = None,
+    reads: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands. Raise CclmError with its words if it refuses, unless they hold `tolerated`."""
-    answer = ask_slurm(command, timeout_s=timeout_s)
+    answer = ask_slurm(command, timeout_s=timeout_s, reads=reads)
     if answer.returncode != 0 and (tolerated is None or tolerated not in answer.stderr):
         got = " ".join(answer.stderr.replace("sbatch: ", "").split()) or "no words"
         where = " ".join(itertools.takewhile(lambda word: word[0] != "-", command[:3]))
@@ -72,10 +80,11 @@ def told_by_slurm(
 
 
 def would_take(script: str) -> str:
-    """Ask whether the cluster would take this script; return when and where it would start."""
+    """Ask whether the cluster would take a script with this text; return when and where it would start."""
     advice = "Ask for less, or for another partition: `sinfo` lists them; nothing was submitted."
-    command = ["sbatch", "--test-only", script]
-    answer = told_by_slurm(command, expected="a job that this cluster can run", do=advice)
+    answer = told_by_slurm(
+        ["sbatch", "--test-only"], expected="a job that this cluster can run", do=advice, reads=script
+    )
     return " ".join(line.removeprefix("sbatch: ") for line in answer.stderr.splitlines()).strip()
 
 

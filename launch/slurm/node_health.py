@@ -170,7 +170,8 @@ def _faults_of_network(path: Path, say: Callable[[str], None]) -> Faults:
     if measured is None:
         return {NOBODY: ["the ranks could not reach each other: see logs/bandwidth_*.log"]}
     speed = measured["bytes_per_s"] / 1e6
-    say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
+    if measured["world_size"] > 1:
+        say(f"preflight: all-reduce over {measured['world_size']} ranks: {speed:.0f} MB/s each")
     return slow_nodes([tuple(pair) for pair in measured["pairs"]])
 
 

@@ -1,5 +1,6 @@
-"""Submit a run, the same run again, or a sweep: snapshot, script, `sbatch --test-only`, `sbatch`; the job's id goes
-into the history. A sweep is one job array, whose tasks are whole runs with attempts of their own:
+"""Submit a run, the same run again, or a sweep: `sbatch --test-only`, snapshot, script, `sbatch`; the job's id goes
+into the history. What the cluster refuses has changed nothing in the run folder. A sweep is one job array, whose tasks
+are whole runs with attempts of their own:
 
     RUN/slurm/job.sh (the array) ── task N ──> RUN/points/N/slurm/job.sh, an ordinary script of an ordinary run
 
@@ -48,10 +49,11 @@ def submit(plan: SlurmPlan, *, say: Say, recipe: Recipe | None = None, new_code:
     submission. Raise ConfigError if the run is done, or has a job, CclmError if the cluster cannot run it."""
     _check_submittable(plan, new_code=new_code)
     options = _options_of(plan, say)
+    say(would_take(render(plan)))
     code = take_snapshot(plan.request.checkout, plan.run_folder, anew=new_code)
     say(f"code {code[:12]} in {plan.code_folder}")
     _write_job(plan, recipe)
-    return _send(plan, options, say)
+    return _send(plan, options)
 
 
 def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: bool = False) -> tuple[str, Path]:
@@ -69,7 +71,9 @@ def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: 
         )  # fmt: skip
     if not changes and not new_code:
         _check_submittable(plan, new_code=False)
-        return _send(plan, _options_of(plan, say), say), plan.log
+        options = _options_of(plan, say)
+        say(would_take(plan.script.read_text(encoding="utf-8")))
+        return _send(plan, options), plan.log
     request, before = changed_request(plan.request, changes), plan.to_text().splitlines()
     changed = plan_job(request, plan.profile, stored=plan.request)
     for line in changed.to_text().splitlines():
@@ -78,8 +82,7 @@ def resume(run_folder: Path, changes: Mapping[str, Any], *, say: Say, new_code: 
     return submit(changed, say=say, new_code=new_code), changed.log
 
 
-def _send(plan: SlurmPlan, options: Sequence[str], say: Say) -> str:
-    say(would_take(str(plan.script)))
+def _send(plan: SlurmPlan, options: Sequence[str]) -> str:
     job = submit_script(str(plan.script), *options)
     _note_submission(plan, job)
     return job
@@ -197,6 +200,8 @@ def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, sa
     bad = sorted({node for point in plan.points for node in excluded_nodes(point.run_folder)})
     source = str(plan.folder / POINTS / "*" / EXCLUDED)
     options = [*_dependency(first, say), *_leave_out(first, bad, source, say)]
+    array = render_sweep(plan)
+    say(would_take(array))
     code = take_snapshot(first.request.checkout, plan.folder, anew=new_code)
     say(f"code {code[:12]} in {plan.folder / CODE}")
     write_sweep(plan.folder, sweep, sys.argv[1:])
@@ -208,8 +213,7 @@ def submit_sweep(plan: SweepPlan, sweep: Sweep, recipes: Sequence[Recipe], *, sa
                 shutil.rmtree(link, ignore_errors=True)
                 link.unlink(missing_ok=True)
                 link.symlink_to(Path("..") / ".." / name)
-    replace_text(plan.script, render_sweep(plan))
-    say(would_take(str(plan.script)))
+    replace_text(plan.script, array)
     # Held until the history of every point knows of the job: an attempt must not begin before that.
     job = submit_script(
         str(plan.script), "--hold", f"--array={array_tasks(left, len(plan.points), plan.concurrent)}", *options

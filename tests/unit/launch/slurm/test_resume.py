@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cclm.errors import ConfigError
+from cclm.errors import CclmError, ConfigError
 from cclm.run.checkpoints import Marker, step_folder, write_marker
 from cclm.run.status import DoneMarker
 from launch.plan.request import Profile, SlurmRequest
@@ -67,6 +67,20 @@ def test_as_it_was(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
     assert slurm.calls("sbatch")[-1] == f"--parsable {script}"
     last = read_history(run)[-1]
     assert (last.event, last.job, last.by_user) == ("submitted", "8", True)
+
+
+def test_what_the_cluster_refuses_changes_nothing(run: Path, slurm: FakeSlurm, said: list[str]) -> None:
+    """Else the next `resume` would ask for it again, and a run submitted anew would go on with another recipe."""
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    slurm.program("sbatch", "echo 'Node count specification invalid' >&2; exit 1")
+    for ask in (
+        lambda: resume(run, {"nodes": 50}, say=said.append, new_code=True),
+        lambda: submit(plan_job(request_in(run.parent / "new"), Profile()), say=said.append),
+    ):
+        with pytest.raises(CclmError):
+            ask()
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    assert not (run.parent / "new/run").exists()
 
 
 def test_with_another_size(run: Path, slurm: FakeSlurm, said: list[str]) -> None:

@@ -143,7 +143,7 @@ def test_the_folder_of_a_sweep_takes_no_run(here: Path, capsys: pytest.CaptureFi
 def test_a_place_that_takes_no_folder_is_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "file").touch()
     assert main(["submit", "small", "--run-folder", "file"]) == 2
-    assert capsys.readouterr().err == f"launch: {here}/file/.code.partial: Not a directory\n"
+    assert capsys.readouterr().err.endswith(f"\nlaunch: {here}/file/.code.partial: Not a directory\n")
 
 
 @pytest.mark.parametrize(
