@@ -173,9 +173,9 @@ class TransformerLayer(UsesKernels, nn.Module):
         self.dropout = options.dropout
         self.self_attention = SelfAttention(width, options)
         self.self_norm = LayerNorm(width, options.norm_eps)
-        is_fusion = isinstance(options, FusionOptions)
-        self.cross_attention = CrossAttention(width, options) if is_fusion else None
-        self.cross_norm = LayerNorm(width, options.norm_eps) if is_fusion else None
+        fusion = options if isinstance(options, FusionOptions) else None
+        self.cross_attention = CrossAttention(width, fusion) if fusion else None
+        self.cross_norm = LayerNorm(width, options.norm_eps) if fusion else None
         self.feedforward = FeedForward(width, options.feedforward_width)
         self.feedforward_norm = LayerNorm(width, options.norm_eps)
 

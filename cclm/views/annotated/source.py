@@ -98,8 +98,7 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
-    _opens_images = True
-    """Or black dots stand for them (`look_at`)."""
+    _opens_images = True  # else black dots stand for them (`look_at`)
 
     def __init__(self, name: str, config: Settings, tokenizer: TextTokenizer, seed: int, pad_multiple: int = 1) -> None:
         sources = config.ordered_sources
