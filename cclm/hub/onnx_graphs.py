@@ -49,14 +49,8 @@ class OnnxReport:
 
     def table(self) -> str:
         """Return a line for each, for people."""
-        lines = [
-            f"  {name}: max |Δ| {part.max_abs:.1e}, cosine {part.min_cosine:.6f}" for name, part in self.parts.items()
-        ]
-        lines += [
-            f"  recall@1 by {name}: {one.export:.1f} % (engine {one.reference:.1f} %)"
-            for name, one in self.recall.items()
-        ]
-        return "\n".join(lines)
+        lines = [f"  {name}: {part}" for name, part in self.parts.items()]
+        return "\n".join(lines + [f"  recall@1 by {name}: {pair}" for name, pair in self.recall.items()])
 
 
 def check_onnx(model: Any, given: str) -> None:

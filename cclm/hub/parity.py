@@ -61,6 +61,9 @@ class Difference:
         """Whether both are within what is allowed (a NaN never is)."""
         return self.max_abs <= self.allowed_abs and self.min_cosine >= self.allowed_cosine
 
+    def __str__(self) -> str:
+        return f"max |Δ| {self.max_abs:.1e}, cosine {self.min_cosine:.6f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecallPair:
@@ -76,6 +79,9 @@ class RecallPair:
     def holds(self) -> bool:
         """Whether the export's value can come from the same model."""
         return self.lowest <= self.export <= self.highest
+
+    def __str__(self) -> str:
+        return f"{self.export:.1f} % (engine {self.reference:.1f} %)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +133,7 @@ class ParityReport:
             f"cosine {part.min_cosine:.6f}"
             for name, part in self.parts.items()
         ]
-        lines += [
-            f"  recall@1 by {name} on the drawn images: {pair.export:.1f} % (engine {pair.reference:.1f} %)"
-            for name, pair in self.recall.items()
-        ]
+        lines += [f"  recall@1 by {name} on the drawn images: {pair}" for name, pair in self.recall.items()]
         return "\n".join(lines)
 
     def as_json(self) -> str:
