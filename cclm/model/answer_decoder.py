@@ -35,7 +35,7 @@ class AnswerDecoder(nn.Module):
         self.text_options = options.text
         width = options.width
         self.embeddings = TextEmbeddings(width, options.text)
-        self.stack = LayerStack(width, options.fusion)
+        self.stack = LayerStack(width, options.fusion, cross=True, null_memory=options.fusion.null_memory)
         self.masked_lm_transform = MaskedLMTransform(width, options.masked_lm_eps)
         self.masked_lm_decoder = MaskedLMDecoder(width, options.text.vocab_size)
         words = self.embeddings.words.weight

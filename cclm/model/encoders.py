@@ -121,7 +121,7 @@ class FusionEncoder(nn.Module):
         self.token_layout, self.token_multiple = token_layout, 1
         self.num_memories = options.num_memories
         options = replace(options, num_layers=options.num_layers * self.num_memories)
-        self.stack = LayerStack(width, options)
+        self.stack = LayerStack(width, options, cross=True, null_memory=options.null_memory)
         attentions: list[Any] = [layer.cross_attention for layer in self.stack.layers]
         for number, attention in enumerate(attentions):
             attention.key_value = attentions[number - number % self.num_memories].key_value

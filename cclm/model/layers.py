@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .kernels import LayerNorm, UsesKernels
-from .options import FusionOptions, LayerOptions
+from .options import LayerOptions
 from .packing import PaddedLayout
 from .reading import Reading, Wanted
 from .shapes import Float
@@ -116,14 +116,14 @@ class SelfAttention(UsesKernels, nn.Module):
 class CrossAttention(UsesKernels, nn.Module):
     """Attention of flat query rows to the memory of their sequence."""
 
-    def __init__(self, width: int, options: FusionOptions) -> None:
+    def __init__(self, width: int, options: LayerOptions, null_memory: bool) -> None:
         super().__init__()
         self.num_heads = options.num_heads
         self.attention_dropout = options.attention_dropout
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.null_key = nn.Parameter(torch.zeros(width)) if options.null_memory else None
+        self.null_key = nn.Parameter(torch.zeros(width)) if null_memory else None
 
     def forward(
         self, rows_TD: Float[Tensor, "t d"], memory: Float[Tensor, " *rows d"], *, reading: Reading
@@ -165,17 +165,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(UsesKernels, nn.Module):
-    """Self-attention → (in fusion encoders cross-attention →) feed-forward, each with residual, dropout and norm."""
+    """Self-attention → (cross-attention →) feed-forward, each with residual, dropout and norm (pre or post)."""
 
-    def __init__(self, width: int, options: LayerOptions) -> None:
+    def __init__(self, width: int, options: LayerOptions, *, cross: bool = False, null_memory: bool = False) -> None:
         super().__init__()
         self.pre_norm = options.norm_position == "pre"
         self.dropout = options.dropout
         self.self_attention = SelfAttention(width, options)
         self.self_norm = LayerNorm(width, options.norm_eps)
-        fusion = options if isinstance(options, FusionOptions) else None
-        self.cross_attention = CrossAttention(width, fusion) if fusion else None
-        self.cross_norm = LayerNorm(width, options.norm_eps) if fusion else None
+        self.cross_attention = CrossAttention(width, options, null_memory) if cross else None
+        self.cross_norm = LayerNorm(width, options.norm_eps) if cross else None
         self.feedforward = FeedForward(width, options.feedforward_width)
         self.feedforward_norm = LayerNorm(width, options.norm_eps)
 
@@ -216,9 +215,11 @@ class TransformerLayer(UsesKernels, nn.Module):
 class LayerStack(nn.Module):
     """The layers of an encoder, and the final norm that a pre-norm stack needs."""
 
-    def __init__(self, width: int, options: LayerOptions) -> None:
+    def __init__(self, width: int, options: LayerOptions, *, cross: bool = False, null_memory: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TransformerLayer(width, options) for _ in range(options.num_layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, options, cross=cross, null_memory=null_memory) for _ in range(options.num_layers)
+        )
         self.final_norm = LayerNorm(width, options.norm_eps) if options.norm_position == "pre" else None
 
     def forward(

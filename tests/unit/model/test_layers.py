@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cclm.model.layers import CrossAttention, LayerStack, SelfAttention, TransformerLayer, merge_heads, split_heads
-from cclm.model.options import FusionOptions, LayerOptions
+from cclm.model.options import LayerOptions
 from cclm.model.packing import PaddedLayout, text_layout
 from cclm.model.reading import Reading
 
@@ -45,7 +45,7 @@ def test_self_attention_is_attention_by_definition_and_never_sees_padding() -> N
 
 
 def test_cross_attention_reads_the_memory_under_its_mask() -> None:
-    attention = CrossAttention(8, FusionOptions(num_heads=2))
+    attention = CrossAttention(8, OPTIONS, null_memory=False)
     layout = PaddedLayout(batch=1, length=3, mask_BL=None)
     rows, memory, mask = torch.randn(3, 8), torch.randn(1, 5, 8), torch.tensor([[True, True, False, True, False]])
     key, value = attention.key_value(memory[0]).chunk(2, -1)
@@ -54,7 +54,7 @@ def test_cross_attention_reads_the_memory_under_its_mask() -> None:
 
 
 def test_a_null_key_takes_attention_and_gives_nothing() -> None:
-    attention = CrossAttention(8, FusionOptions(num_heads=2, null_memory=True))
+    attention = CrossAttention(8, OPTIONS, null_memory=True)
     layout = PaddedLayout(batch=1, length=3, mask_BL=None)
     rows, memory = torch.randn(3, 8), torch.randn(1, 5, 8)
     assert attention.null_key is not None
@@ -104,5 +104,5 @@ def test_dropout_works_in_training_only() -> None:
 
 
 def test_the_epsilon_is_the_configs() -> None:
-    layer = TransformerLayer(8, FusionOptions(num_heads=2, norm_eps=1e-12))
+    layer = TransformerLayer(8, LayerOptions(num_heads=2, norm_eps=1e-12), cross=True)
     assert {module.eps for module in layer.modules() if isinstance(module, nn.LayerNorm)} == {1e-12}
