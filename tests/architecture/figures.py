@@ -37,7 +37,7 @@ BUDGETS = {
     "cclm/model": 3900,
     "cclm/objectives": 450,
     "cclm/ops": 2000,
-    "cclm/pretrained": 1990,
+    "cclm/pretrained": 1970,
     "cclm/recipe": 750,
     "cclm/report": 950,
     "cclm/retrieve": 1740,
