@@ -32,7 +32,7 @@ from cclm.data.batch import Batch
 from cclm.distributed.collectives import SINGLE, Collectives
 from cclm.engine.plain import PlainEngine
 from cclm.engine.protocol import Engine, seed_initialisation
-from cclm.model.checkpointing import checkpoint_activations
+from cclm.model.blocks import checkpoint_activations
 from cclm.objectives.options import ObjectiveConfig
 from cclm.ops.choice import choose_model_kernels
 from cclm.ops.heap import NO_LISTS, treat_freed_memory

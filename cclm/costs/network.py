@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cclm.config import Checkpointing
-from cclm.model.checkpointing import blocks_of
+from cclm.model.blocks import blocks_of
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.kernels import Kernels, use_kernels
 from cclm.model.layers import FeedForward
@@ -136,7 +136,7 @@ class _Kept:
         return int(storage._cdata)
 
     def sizes(self) -> tuple[dict[str, int], int]:
-        """Return the bytes that are kept by mode (`cclm.model.checkpointing`), and those of the largest block."""
+        """Return the bytes that are kept by mode (`cclm.model.blocks`), and those of the largest block."""
         everything, repeated = set(self.block_of), list(self.inputs_of)
         kept = {"none": everything, "elementwise": everything - self.activated}
         for mode, blocks in (("selective", repeated[::2]), ("full", repeated)):

@@ -8,7 +8,6 @@ one name in some language) cost a point rather than giving one. Right means: sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import comb, sqrt
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cclm.evaluate.scores import RECALL_CUTS
+from cclm.ops.choice import exact_products
 
 SIMILARITY_TOLERANCE = 1e-6
 """Cosines closer than this are ties: one text reaches the matrix product in different places with other roundings."""
@@ -132,18 +132,7 @@ def nearest(
     return joined([nearest_of_block(rows_BE, candidate_CE, of_B, identity_C, num_kept) for rows_BE, of_B in parts])
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Multiply in float32 also where TF32 is allowed: its error, 1e-3, is a thousand times the tolerance of ties."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@exact_products()
+@exact_products()  # the error of TF32, 1e-3, is a thousand times the tolerance of ties
 def nearest_of_block(
     query_QE: Tensor, candidate_CE: Rows, identity_Q: Tensor, identity_C: Tensor, num_kept: int
 ) -> Nearest:

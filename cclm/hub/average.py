@@ -46,12 +46,7 @@ HEADS: Final[Mapping[str, Any]] = {
 
 
 def average(models: Sequence[Path], weights: Sequence[float], to: Path) -> ParityReport:
-    """Write the average of models to the folder `to`, as `export` does; sizes and tokenizer are those of all.
-
-    Args:
-        models: two or more: run folders, checkpoints inside of runs, exports.
-        weights: of each model (`shares`).
-        to: the folder to make; an older export there is replaced.
+    """Write the average of runs, checkpoints and exports to the folder `to`, as `export` does; weights: see `shares`.
 
     Raises:
         ConfigError: the models differ in more than their weights; each difference is named.
@@ -83,10 +78,8 @@ def average(models: Sequence[Path], weights: Sequence[float], to: Path) -> Parit
 
 
 def shares(weights: Sequence[float], num_models: int) -> list[float]:
-    """Return the weight of each model: none given: the same for all; one for two models: that of the second.
-
-    Raises:
-        ConfigError: fewer than two models, another number of weights, or weights whose sum is not 1.
+    """Return the weight of each model: none given: the same for all; one for two models: that of the second
+    (ConfigError: fewer than two models, another number of weights, or weights whose sum is not 1).
     """
     if num_models < 2:
         raise ConfigError(where="cclm average", expected="two models or more", got="one", do="Name another one.")
@@ -120,7 +113,6 @@ def _with_all_heads(models: Sequence[Prepared]) -> Prepared:
 
 
 def _misfits(first: Prepared, name: Path, other: Prepared) -> Iterator[str]:
-    """Yield in what a model differs from the first one."""
     ours, theirs = (dict(_flat(asdict(one.config.options()))) for one in (first, other))
     for key in sorted({*ours, *theirs}):
         has_no_such_head = key in HEADS and theirs.get(key) == HEADS[key]

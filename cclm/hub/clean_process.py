@@ -3,14 +3,12 @@
     python -I clean_process.py EXPORT PROBE OUT [EXPORT PROBE OUT …]
 
 `PROBE` holds probe.json and images 000.png, 001.png, …; `OUT` gets a .safetensors file with what came out. Run by
-`cclm export` in a fresh process that cannot import this library: its import is blocked below, so that an export that
-needs it fails here and not at a user's. It calls what people call (`AutoProcessor`, `get_image_features`, …), not what
-the training step calls.
+`cclm export` in a fresh process that cannot import this library, so that an export that needs it fails here and not at
+a user's. It calls what people call (`AutoProcessor`, `get_image_features`, …), not what the training step calls.
 """
 
 from __future__ import annotations
 
-import importlib.abc
 import json
 import runpy
 import sys
@@ -26,18 +24,10 @@ HIDDEN = ("cclm", "pretrain", "shards", "launch", "jaxtyping")
 """Our own packages, wherever they are installed; jaxtyping too, which is for our tests."""
 
 
-class _Hidden(importlib.abc.MetaPathFinder):
-    """Makes `HIDDEN` unimportable."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Refuse our names; leave others to the next finder."""
-        if fullname.split(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"{fullname} is hidden: an export must not need it", name=fullname)
-
-
 def main(*paths: Path) -> None:
     """Compute the outputs of each of the exports."""
-    sys.meta_path.insert(0, _Hidden())
+    for hidden in HIDDEN:
+        sys.modules[hidden] = None  # type: ignore[assignment]
     for place in range(0, len(paths), 3):
         write_outputs(*paths[place : place + 3])
 

@@ -39,7 +39,6 @@ from cclm.report.facts import PARITY_NAME
 from cclm.run.checkpoints import verify
 
 SHARD_BYTES = 5 * 10**9
-"""Of a file of weights."""
 REPLACED = "replaced"
 """Name of an older export inside the staging directory, between two renames."""
 Weights = Literal["last", "ema"]
@@ -47,10 +46,8 @@ Weights = Literal["last", "ema"]
 
 
 def checkpoint_source(checkpoint: Path, weights: Weights = "last") -> Source:
-    """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now.
-
-    Raises:
-        CheckpointError: not complete, damaged, or without averages when these are asked for.
+    """The weights of a checkpoint by the network's names, opened anew at each call; every byte is verified once, now
+    (CheckpointError: not complete, damaged, or without averages when these are asked for).
     """
     verify(checkpoint)
     if weights == "ema":
@@ -100,16 +97,9 @@ def export(
 ) -> ParityReport:
     """Write a model to the folder `to` and return the parity report, which also goes to `to`/parity.json.
 
-    Args:
-        prepared: sizes, and what prepares the inputs.
-        to: the folder to make; an export that is already there is replaced, anything else is refused.
-        source: the weights.
-        papers: makes the texts of README.md and of other files, by name.
-        weights: which ones of the checkpoint `source` gives.
-        dtype: of the weights on disk.
-        shard_bytes: largest size of a file of weights.
-        tolerance: largest difference, as a share of the largest value; None: by dtype.
-        finish: adds to the folder before it is put in its place; what it raises fails the export.
+    An export that is already there is replaced, anything else is refused. `papers` makes the texts of README.md and of
+    other files, by name; `tolerance`: largest difference, as a share of the largest value, None: by dtype; `finish`
+    adds to the folder before it is put in its place, and what it raises fails the export.
 
     Raises:
         CheckpointError: `to` is something else, or another export to it is running, or weights are missing, or a fresh

@@ -14,7 +14,6 @@ Pretrained Language Models").
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,27 +24,26 @@ from torch import Tensor
 
 from cclm.data.grown_vocabulary import NewPiece, checked_content, choose_pieces, grown_content
 from cclm.data.tokenizer_file import TOKENIZER_NAME
-from cclm.data.vocabulary import batches
-from cclm.errors import CheckpointError
 from cclm.hub.export import staging_directory
 from cclm.hub.prune_vocabulary import (
     LOGITS,
     PROBE_PIECES,
-    STATES,
     begin,
     both_forms,
+    close_enough,
+    encoded_by_both,
     find_tables,
     sized_config,
     states_and_logits,
     tokenizer_of,
     write_papers,
+    write_tensors,
+    wrong,
 )
-from cclm.hub.weight_files import in_memory, write_weights
 from cclm.pretrained.source_files import read_folder
 
 REPORT_NAME = "growing.json"
 SEED = 0
-"""Of the rows that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +62,7 @@ class Grown:
     rows_drawn: int
     """Of new pieces with an unknown part."""
     tables: list[str]
-    """Tensors that gained rows."""
     left_behind: list[str]
-    """Files of the folder that were not copied."""
     max_abs_states: float
     """Largest difference of the text states of a fixed batch of old ids."""
     max_abs_logits: float
@@ -76,12 +72,9 @@ class Grown:
 def grow_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path, most: int) -> Grown:
     """Write a copy of `folder` with up to `most` more pieces to `to`.
 
-    Args:
-        folder: with config.json, weights and a Unigram tokenizer.
-        texts: gives the corpus; called twice, to choose and to check. Each text counts as it is and as published models
-            prepare it (`cclm.data.tokens.pre_caption`).
-        to: a folder that does not exist yet.
-        most: pieces to add; fewer if the corpus has not so many that save a token.
+    `texts` gives the corpus; it is called twice, to choose and to check. Each text counts as it is and as published
+    models prepare it (`cclm.data.tokens.pre_caption`). There are fewer pieces if the corpus has not so many that save a
+    token.
 
     Raises:
         CheckpointError: no such folder, no piece to add, or a check that fails.
@@ -91,16 +84,13 @@ def grow_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path, 
     before = tokenizer_of(content)
     new = choose_pieces(before, content, both_forms(texts()), most)
     if not new:
-        raise _error(folder, "texts with pieces that the tokenizer lacks", "none", "Name texts of the new languages.")
+        raise wrong(folder, "texts with pieces that the tokenizer lacks", "none", "Name texts of the new languages.")
     grown = grown_content(content, new)
     counts = _check_pieces(before, tokenizer_of(grown), content["model"].get("unk_id"), both_forms(texts()), folder)
     num_old = len(content["model"]["vocab"])
     with staging_directory(to) as hidden:
         hidden.mkdir()
         written = {"config.json": sized_config(folder, num_old + len(new))[0], TOKENIZER_NAME: grown}
-        settings = folder / "tokenizer_config.json"
-        if settings.is_file():
-            written[settings.name] = json.loads(settings.read_text(encoding="utf-8"))
         report = Grown(
             pieces_before=num_old,
             pieces_after=num_old + len(new),
@@ -117,13 +107,11 @@ def grow_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path, 
 def _check_pieces(before: Any, after: Any, unknown: int | None, texts: Iterable[str], folder: Path) -> dict[str, int]:
     """Check that texts without a new piece keep their ids; count texts and tokens."""
     num_old, counted = before.get_vocab_size(), [0] * 5
-    for batch in batches(texts):
-        pairs = zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
-        for old, new in pairs:
-            if new.ids != old.ids and max(new.ids, default=0) < num_old:
-                raise _error(folder, str(old.tokens[:8]), str(new.tokens[:8]), "Please report this tokenizer.")
-            found = 1, len(old.ids), len(new.ids), old.ids.count(unknown), new.ids.count(unknown)
-            counted = [total + more for total, more in zip(counted, found, strict=True)]
+    for old, new in encoded_by_both(before, after, texts):
+        if new.ids != old.ids and max(new.ids, default=0) < num_old:
+            raise wrong(folder, str(old.tokens[:8]), str(new.tokens[:8]), "Please report this tokenizer.")
+        found = 1, len(old.ids), len(new.ids), old.ids.count(unknown), new.ids.count(unknown)
+        counted = [total + more for total, more in zip(counted, found, strict=True)]
     names = ("texts", "tokens_before", "tokens_after", "unknown_before", "unknown_after")
     return dict(zip(names, counted, strict=True)) | {"texts": counted[0] // 2}
 
@@ -133,7 +121,7 @@ def _write_weights(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPi
     state = read_folder(folder)
     tables = find_tables(folder, state, num_old)
     grown = {name: grown_table(value, num_old, new) if name in tables else value for name, value in state.items()}
-    write_weights(in_memory(grown), hidden, names=list(grown), dtype=None, shard_bytes=sys.maxsize)
+    write_tensors(grown, hidden)
     return tables
 
 
@@ -167,11 +155,4 @@ def _check_model(folder: Path, hidden: Path, num_old: int, new: Sequence[NewPiec
         expected = torch.cat([old, torch.stack(means, -1)], -1) if means else old
         logits = (expected - logits_after[..., [*range(num_old), *placed]]).abs().max().item()
         limit += rounding * logits_before.abs().max().item()
-    if states > STATES or logits > limit:
-        got = f"differences of {states:.1e} and {logits:.1e}"
-        raise _error(folder, f"states within {STATES:g}, logits within {limit:.1e}", got, "Please report this model.")
-    return {"max_abs_states": states, "max_abs_logits": logits}
-
-
-def _error(folder: Path, expected: str, got: str, do: str) -> CheckpointError:
-    return CheckpointError(where=str(folder), expected=expected, got=got, do=do)
+    return close_enough(folder, states, logits, limit)

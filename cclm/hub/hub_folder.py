@@ -28,10 +28,8 @@ UNKNOWN = ("[UNK]", "<unk>")
 
 
 def write_folder(prepared: Prepared, folder: Path, source: Source, *, dtype: Dtype, shard_bytes: int) -> None:
-    """Make `folder` and write everything into it but README.md and the parity report.
-
-    Raises:
-        CheckpointError: names or shapes of the weights do not fit the config.
+    """Make `folder` and write everything into it but README.md and the parity report (CheckpointError: names or shapes
+    of the weights do not fit the config).
     """
     config = CCLMConfig(**{**prepared.config.to_dict(), "mask_token_id": prepared.tokenizer.mask_id})
     write_model(config, folder, source, dtype=dtype, shard_bytes=shard_bytes, origin=str(prepared.origin))
@@ -79,10 +77,8 @@ def write_model(
 
 
 def stored_names(model: CCLMModel, source: Source, origin: str) -> list[str]:
-    """What is to be written, in the network's order, second names of tied weights left out.
-
-    Raises:
-        CheckpointError: a weight is missing, left over or of another shape.
+    """What is to be written, in the network's order, second names of tied weights left out (CheckpointError: a weight
+    is missing, left over or of another shape).
     """
     stored, tied = source(), dict(model.all_tied_weights_keys)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}

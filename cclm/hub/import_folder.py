@@ -39,9 +39,7 @@ class Imported:
     """What an import did."""
 
     options: ModelOptions
-    """Sizes of the model."""
     report: ImportReport
-    """The fate of every key."""
     parity: ParityReport | None = None
     """None without tokenizer."""
 
@@ -56,14 +54,10 @@ class Imported:
 def import_file(
     path: Path, to: Path, *, tokenizer: Path | None = None, image_size: int | None = None, text_heads: int | None = None
 ) -> Imported:
-    """Convert `path` and write the folder `to`.
+    """Convert a published file, or one of the same layout and other sizes, and write the folder `to`, as `export` does.
 
-    Args:
-        path: a published file, or one of the same layout and other sizes.
-        to: the folder to make; an older export or import there is replaced, anything else is refused.
-        tokenizer: a tokenizer folder, or a hub name; its ids must fit the word embeddings. None: the folder gets none.
-        image_size: pixels; None: as in the file. Position tables are interpolated.
-        text_heads: attention heads of the text encoder; None: heads of width 64, as in all published models.
+    `tokenizer`: a folder, or a hub name; None: the folder gets none. `image_size`: None: as in the file; position
+    tables are interpolated. `text_heads`: None: heads of width 64, as in all published models.
 
     Raises:
         CheckpointError: see `convert` and `export`; `to` is then untouched.
@@ -97,11 +91,7 @@ def import_file(
 
 
 def import_export(folder: Path, to: Path) -> ParityReport:
-    """Write an exported folder anew.
-
-    Args:
-        folder: an export or import of ours, with its tokenizer.
-        to: the folder to make; an older export or import there is replaced, anything else is refused.
+    """Write an exported or imported folder, which has its tokenizer, anew, as `export` does.
 
     Raises:
         CheckpointError: `folder` is of another version or incomplete, or a fresh process computes something else than
@@ -122,21 +112,15 @@ def import_export(folder: Path, to: Path) -> ParityReport:
 
 
 def folder_source(folder: Path) -> Source:
-    """Return the weights of a folder, opened anew at each call.
-
-    Raises:
-        CheckpointError: there are none, or a file that the index names is missing.
+    """Return the weights of a folder, opened anew at each call (CheckpointError: there are none, or a file that the
+    index names is missing).
     """
     read_folder(folder)  # tells at once
     return lambda: in_memory(read_folder(folder))()
 
 
 def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
-    """The one dtype of the floating-point weights.
-
-    Raises:
-        CheckpointError: there are several.
-    """
+    """The one dtype of the floating-point weights (CheckpointError: there are several)."""
     found = {str(value.dtype).removeprefix("torch.") for value in stored.values() if value.dtype.is_floating_point}
     if len(found) != 1 or not found <= set(DTYPES):
         raise CheckpointError(
@@ -147,11 +131,7 @@ def stored_dtype(stored: Mapping[str, StoredTensor]) -> Dtype:
 
 
 def _prepare(options: ModelOptions, path: Path, tokenizer: Path) -> Prepared:
-    """What the folder holds beside the weights.
-
-    Raises:
-        CheckpointError: a tokenizer of another vocabulary.
-    """
+    """What the folder holds beside the weights (CheckpointError: a tokenizer of another vocabulary)."""
     words = load_tokenizer(tokenizer, "cclm")  # published models were trained on texts that were prepared in this way
     if words.vocab_size > options.text.vocab_size or words.pad_id != options.text.pad_token_id:
         raise CheckpointError(
@@ -177,7 +157,6 @@ def _transform(options: ModelOptions) -> ImageTransformConfig:
 
 
 def _papers(imported: Imported, path: Path) -> dict[str, str]:
-    """The fate of every key, and a README."""
     checked = "Not checked in a fresh process: the import had no tokenizer."
     if imported.parity is not None:
         checked = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def drop_pages_after_use(model: nn.Module) -> int:
     for module in model.modules():
         spans = [found for parameter in module.parameters(recurse=False) if (found := pages_of(parameter, files))]
         if spans:
-            module.register_forward_hook(_Drop(spans))
+            module.register_forward_hook(_dropping(spans))
             total += sum(end - start for start, end in spans)
     return total
 
@@ -63,16 +64,14 @@ def pages_of(tensor: Tensor, files: list[Span]) -> Span | None:
     return (first, last) if any(first >= low and last <= high for low, high in files) else None
 
 
-class _Drop:
-    """A forward hook."""
+def _dropping(spans: list[Span]) -> Callable[..., None]:
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-    def __init__(self, spans: list[Span]) -> None:
-        self.spans = spans
-        self._madvise = ctypes.CDLL(None, use_errno=True).madvise
-        self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def drop(*_: Any) -> None:
         if torch.is_grad_enabled():  # a backward pass would only read them again
             return
-        for start, end in self.spans:
-            self._madvise(start, end - start, mmap.MADV_DONTNEED)  # an advice: refused, it costs memory alone
+        for start, end in spans:
+            madvise(start, end - start, mmap.MADV_DONTNEED)  # an advice: refused, it costs memory alone
+
+    return drop

@@ -11,12 +11,9 @@ A fresh process that has neither torch nor transformers computes the probe with 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cclm.errors import CheckpointError, ConfigError, MissingDependencyError
-from cclm.hub.parity import Difference, RecallPair, clean_environment, difference, recalls
+from cclm.hub.parity import Difference, RecallPair, difference, recalls, run_alone, write_probe
 from cclm.hub.reference_outputs import ReferenceOutputs
 from cclm.model.modeling_cclm import CCLMModel
 
@@ -52,21 +49,13 @@ class OnnxReport:
 
     def table(self) -> str:
         """Return a line for each, for people."""
-        lines = [
-            f"  {name}: max |Δ| {part.max_abs:.1e}, cosine {part.min_cosine:.6f}" for name, part in self.parts.items()
-        ]
-        lines += [
-            f"  recall@1 by {name}: {one.export:.1f} % (engine {one.reference:.1f} %)"
-            for name, one in self.recall.items()
-        ]
-        return "\n".join(lines)
+        lines = [f"  {name}: {part}" for name, part in self.parts.items()]
+        return "\n".join(lines + [f"  recall@1 by {name}: {pair}" for name, pair in self.recall.items()])
 
 
 def check_onnx(model: Any, given: str) -> None:
-    """Raise unless graphs can be made: a precision that there is, packages, a model with towers and a matching head.
-
-    Raises:
-        ConfigError, MissingDependencyError.
+    """Raise unless graphs can be made: a precision that there is, packages, a model with towers and a matching head
+    (ConfigError, MissingDependencyError).
     """
     if given not in ("fp32", "int8"):
         raise ConfigError(where="--onnx", expected="fp32 or int8", got=repr(given), do="Choose one of these.")
@@ -84,11 +73,7 @@ def check_onnx(model: Any, given: str) -> None:
 
 
 def write_graphs(export: Path, precision: Precision) -> None:
-    """Make `export`/onnx of a folder that `cclm.hub.export` wrote.
-
-    Raises:
-        CheckpointError: torch cannot trace the network.
-    """
+    """Make `export`/onnx of a folder that `cclm.hub.export` wrote (CheckpointError: torch cannot trace the network)."""
     folder = export / FOLDER
     folder.mkdir()
     model: Any = CCLMModel.from_pretrained(export, dtype=torch.float32).eval()
@@ -127,28 +112,26 @@ TEXTS: Final = ("input_ids", "attention_mask", "text_states")
 class _Graph(nn.Module):
     """One of the graphs as a module; positional inputs, as the exporter wants them."""
 
-    def __init__(self, model: CCLMModel) -> None:
+    def __init__(self, model: CCLMModel, compute: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.compute = model, compute
 
-
-class _Images(_Graph):
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        states = self.model.encode_images(given[0])
-        return self.model.project_images(states), states
+        return self.compute(self.model, *given)
 
 
-class _Texts(_Graph):
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        mask = given[1].bool()
-        states = self.model.encode_texts(given[0], mask)
-        return self.model.project_texts(states, mask), states
+def _images(model: CCLMModel, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
+    states = model.encode_images(pixels_BCHW)
+    return model.project_images(states), states
 
 
-class _Match(_Graph):
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        image, text, mask = given[0], given[1], given[2].bool()
-        return (self.model.match_logits(self.model.fuse(text, mask, image), mask),)
+def _texts(model: CCLMModel, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
+    states = model.encode_texts(ids_BL, mask_BL.bool())
+    return model.project_texts(states, mask_BL.bool()), states
+
+
+def _match(model: CCLMModel, image_BND: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, ...]:
+    return (model.match_logits(model.fuse(text_BLD, mask_BL.bool(), image_BND), mask_BL.bool()),)
 
 
 def _graphs(model: CCLMModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], list[str], list[str]]]:
@@ -162,10 +145,10 @@ def _graphs(model: CCLMModel) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], 
         image_BND, text_BLD = model.encode_images(pixels_BCHW), model.encode_texts(ids_BL, mask_BL.bool())
     made = ["features", "states"]
     return {
-        "image": (_Images(model), (pixels_BCHW,), ["pixel_values"], made),
-        "text": (_Texts(model), (ids_BL, mask_BL), ["input_ids", "attention_mask"], made),
+        "image": (_Graph(model, _images), (pixels_BCHW,), ["pixel_values"], made),
+        "text": (_Graph(model, _texts), (ids_BL, mask_BL), ["input_ids", "attention_mask"], made),
         "match": (
-            _Match(model), (image_BND, text_BLD, mask_BL), ["image_states", "text_states", "attention_mask"],
+            _Graph(model, _match), (image_BND, text_BLD, mask_BL), ["image_states", "text_states", "attention_mask"],
             ["logits"],
         ),
     }  # fmt: skip
@@ -202,10 +185,8 @@ def _quiet() -> Iterator[None]:
 def check_graphs(
     export: Path, reference: ReferenceOutputs, precision: Precision, python: Path | None = None
 ) -> dict[Precision, OnnxReport]:
-    """Return what a fresh process computes with the graphs of each precision. `python`: its interpreter.
-
-    Raises:
-        CheckpointError: it fails, or fp32 graphs compute something else than the training engine.
+    """Return what a fresh process computes with the graphs of each precision. `python`: its interpreter
+    (CheckpointError: it fails, or fp32 graphs compute something else than the training engine).
     """
     kinds: list[Precision] = ["fp32"] if precision == "fp32" else ["fp32", "int8"]
     reports = {kind: _report(reference, _computed(export, reference, kind, python)) for kind in kinds}
@@ -228,20 +209,13 @@ def _report(reference: ReferenceOutputs, found: Mapping[str, Tensor]) -> OnnxRep
 
 def _computed(export: Path, reference: ReferenceOutputs, kind: Precision, python: Path | None) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory(prefix="cclm-onnx-") as name:
-        room, probe = Path(name), reference.probe
-        told = {"texts": probe.texts, "num_captions": probe.num_captions}
-        (room / "probe.json").write_text(json.dumps(told), encoding="utf-8")
-        for place, image in enumerate(probe.images):
-            (room / f"{place:03d}.png").write_bytes(image)
-        program, out = Path(__file__).with_name("onnx_process.py").resolve(), room / "out.npz"
+        room = Path(name)
+        given, out = room / "probe", room / "out.npz"
+        write_probe(reference.probe, given)
         ending = "_int8.onnx" if kind == "int8" else ".onnx"
-        command = [python or sys.executable, "-I", program, export.resolve(), room, out, ending]
-        done = subprocess.run(
-            command, cwd=room, env=clean_environment(room), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
+        if got := run_alone("onnx_process.py", [export.resolve(), given, out, ending], room, python):
             raise CheckpointError(
-                where=str(export / FOLDER), expected="graphs that onnxruntime runs", got=done.stderr.strip()[-2000:],
+                where=str(export / FOLDER), expected="graphs that onnxruntime runs", got=got,
                 do="Nothing was exported. Export without --onnx.",
             )  # fmt: skip
         with np.load(out) as arrays:

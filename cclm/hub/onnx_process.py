@@ -62,13 +62,10 @@ def main(folder: Path, probe: Path, out: Path, ending: str) -> None:
     image_features, image_states = graphs["image"].run(None, {"pixel_values": pixel_values(folder, images)})
     ids, mask = tokens(folder, told["texts"])
     text_features, text_states = graphs["text"].run(None, {"input_ids": ids, "attention_mask": mask})
-    captions = np.tile(np.arange(told["num_captions"]), len(images))
-    rows = np.repeat(np.arange(len(images)), told["num_captions"])
-    pairs = {
-        "image_states": image_states[rows],
-        "text_states": text_states[captions],
-        "attention_mask": mask[captions],
-    }
+    num_captions = len(told["image_of_caption"])
+    captions = np.tile(np.arange(num_captions), len(images))
+    rows = np.repeat(np.arange(len(images)), num_captions)
+    pairs = {"image_states": image_states[rows], "text_states": text_states[captions], "attention_mask": mask[captions]}
     (logits,) = graphs["match"].run(None, pairs)
     np.savez(out, image_features=image_features, text_features=text_features, match_logits=logits)
 

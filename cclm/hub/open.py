@@ -47,13 +47,9 @@ class Prepared:
     """Everything about a trained model but its weights: sizes, and what prepares its inputs."""
 
     config: CCLMConfig
-    """Sizes of the network."""
     tokenizer: TextTokenizer
-    """Text → ids."""
     tokenizer_folder: Path
-    """Where tokenizer.json lies."""
     transform: ImageTransformConfig
-    """Image → tensor."""
     max_tokens: int
     """Longest text, with `<s>` and `</s>`."""
     origin: Path
@@ -162,10 +158,8 @@ def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel
 
 
 def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:
-    """Move a model: `device` auto, cpu, cuda, …; `dtype` fp32, bf16 or fp16.
-
-    Raises:
-        ConfigError: neither of these, or a device that is not there.
+    """Move a model: `device` auto, cpu, cuda, …; `dtype` fp32, bf16 or fp16 (ConfigError: neither of these, or a device
+    that is not there).
     """
     if dtype not in DTYPES:
         raise ConfigError(where="--dtype", expected="fp32, bf16 or fp16", got=repr(dtype), do="Choose one of these.")
@@ -196,10 +190,8 @@ def model_config(options: ModelOptions, tokenizer: TextTokenizer) -> CCLMConfig:
 
 
 def build_model(config: CCLMConfig, state: Mapping[str, Tensor], where: str) -> CCLMModel:
-    """Build a model and fill it; `state` may be a whole training module's.
-
-    Raises:
-        CheckpointError: names or shapes do not fit the config.
+    """Build a model and fill it; `state` may be a whole training module's (CheckpointError: names or shapes do not fit
+    the config).
     """
     state = of_network(state)
     with no_init_weights():  # not on the meta device: buffers that no checkpoint holds get their values here

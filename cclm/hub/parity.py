@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cclm.errors import CheckpointError
-from cclm.hub import clean_process
 from cclm.hub.open import Prepared
 from cclm.hub.probe import NUM_MASKED, Probe
 from cclm.hub.reference_outputs import ReferenceOutputs
@@ -52,18 +51,18 @@ class Difference:
     """How far two tensors are apart."""
 
     max_abs: float
-    """Largest absolute difference."""
     min_cosine: float
     """Smallest cosine: of features and boxes between corresponding rows, of logits over all of them."""
     allowed_abs: float = 0.0
-    """Largest absolute difference that is allowed."""
     allowed_cosine: float = -1.0
-    """Smallest cosine that is allowed."""
 
     @property
     def holds(self) -> bool:
         """Whether both are within what is allowed (a NaN never is)."""
         return self.max_abs <= self.allowed_abs and self.min_cosine >= self.allowed_cosine
+
+    def __str__(self) -> str:
+        return f"max |Δ| {self.max_abs:.1e}, cosine {self.min_cosine:.6f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,9 @@ class RecallPair:
     def holds(self) -> bool:
         """Whether the export's value can come from the same model."""
         return self.lowest <= self.export <= self.highest
+
+    def __str__(self) -> str:
+        return f"{self.export:.1f} % (engine {self.reference:.1f} %)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +133,7 @@ class ParityReport:
             f"cosine {part.min_cosine:.6f}"
             for name, part in self.parts.items()
         ]
-        lines += [
-            f"  recall@1 by {name} on the drawn images: {pair.export:.1f} % (engine {pair.reference:.1f} %)"
-            for name, pair in self.recall.items()
-        ]
+        lines += [f"  recall@1 by {name} on the drawn images: {pair}" for name, pair in self.recall.items()]
         return "\n".join(lines)
 
     def as_json(self) -> str:
@@ -145,39 +144,42 @@ class ParityReport:
 def outputs_of_clean_process(
     exports: Sequence[tuple[Path, Probe]], python: Path | None = None
 ) -> list[dict[str, Tensor]]:
-    """Load exported folders in a fresh, isolated, offline process that cannot import this library.
-
-    Args:
-        exports: folders, each with what to compute from.
-        python: the interpreter; None: this one.
-
-    Raises:
-        CheckpointError: the process failed; its last words are quoted.
-    """
+    """Compute the probes with exported folders, in a process as `run_alone` starts it."""
     with tempfile.TemporaryDirectory(prefix="cclm-parity-") as name:
         folder = Path(name)
-        arguments, outs = [], []
+        arguments, outs = list[Path](), []
         for number, (export, probe) in enumerate(exports):
             given, out = folder / f"probe-{number}", folder / f"out-{number}.safetensors"
-            given.mkdir()
-            told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
-            (given / "probe.json").write_text(json.dumps(told), encoding="utf-8")
-            for place, image in enumerate(probe.images):
-                (given / f"{place:03d}.png").write_bytes(image)
+            write_probe(probe, given)
             arguments += [export.resolve(), given, out]
             outs.append(out)
-        command = [python or sys.executable, "-I", Path(clean_process.__file__).resolve(), *arguments]
-        done = subprocess.run(
-            command, cwd=folder, env=clean_environment(folder), capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
+        if got := run_alone("clean_process.py", arguments, folder, python):
             raise CheckpointError(
                 where=", ".join(str(export) for export, _ in exports),
                 expected="a folder that `transformers` loads by itself",
-                got=done.stderr.strip()[-2000:],
+                got=got,
                 do="Nothing was exported. Correct the model code that the message names.",
             )
         return [load_file(out) for out in outs]
+
+
+def write_probe(probe: Probe, folder: Path) -> None:
+    """Write what the programs of `run_alone` read: probe.json and images 000.png, 001.png, …"""
+    folder.mkdir()
+    told = {"texts": probe.texts, "image_of_caption": probe.image_of_caption, "num_masked": NUM_MASKED}
+    (folder / "probe.json").write_text(json.dumps(told), encoding="utf-8")
+    for place, image in enumerate(probe.images):
+        (folder / f"{place:03d}.png").write_bytes(image)
+
+
+def run_alone(program: str, arguments: Sequence[str | Path], room: Path, python: Path | None) -> str:
+    """Run one of this folder's programs in a fresh, isolated, offline process; return its last words if it fails.
+
+    `room`: where it runs and has its caches. `python`: the interpreter; None: this one.
+    """
+    command = [python or sys.executable, "-I", Path(__file__).with_name(program).resolve(), *arguments]
+    done = subprocess.run(command, cwd=room, env=clean_environment(room), capture_output=True, text=True, check=False)
+    return (done.stderr.strip()[-2000:] or f"exit code {done.returncode}") if done.returncode else ""
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
@@ -190,10 +192,8 @@ def clean_environment(folder: Path) -> dict[str, str]:
 def check_parity(
     prepared: Prepared, export: Path, *, reference: ReferenceOutputs, dtype: Dtype, tolerance: float | None = None
 ) -> ParityReport:
-    """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`.
-
-    Raises:
-        CheckpointError: token ids differ, or something lies outside the tolerance.
+    """Compare `export`, loaded by a fresh process, with `reference`; the arguments are those of `compare`
+    (CheckpointError: token ids differ, or something lies outside the tolerance).
     """
     (found,) = outputs_of_clean_process([(export, reference.probe)])
     report = compare(reference, found, dtype=dtype, tolerance=tolerance, where=str(export), prepared=prepared)
@@ -216,18 +216,10 @@ def compare(
     where: str,
     prepared: Prepared,
 ) -> ParityReport:
-    """Put two sets of outputs side by side.
+    """Put what the training engine and the export computed side by side (CheckpointError: token ids differ).
 
-    Args:
-        reference: what the training engine computed.
-        found: what the export computed.
-        dtype: of the exported weights.
-        tolerance: another `Tolerance.difference` than the dtype's.
-        where: what to call the export in errors.
-        prepared: says which checkpoint it is.
-
-    Raises:
-        CheckpointError: token ids differ.
+    `dtype`: of the exported weights; `tolerance`: another `Tolerance.difference` than its; `prepared`: says which
+    checkpoint it is.
     """
     expected, texts, checkpoint = reference.outputs, reference.probe.texts, prepared.checkpoint
     check_same_tokens(expected["input_ids"], found["input_ids"], texts, where)

@@ -59,7 +59,6 @@ class Probe:
     texts: tuple[str, ...]
     """Captions first."""
     image_of_caption: tuple[int, ...]
-    """For each caption the image that it describes."""
 
     @property
     def num_captions(self) -> int:
@@ -198,7 +197,6 @@ def _fused_in_turn(model: CCLMModel, text_TLD: Tensor, mask_TL: Tensor, image_IN
 
 
 def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:
-    """One shape on white."""
     width, height = 48 + 16 * (number % 3), 48 + 24 * (number % 2)
     image = Image.new("RGBA", (width, height), "white")
     draw, box = ImageDraw.Draw(image), (6, 8, width - 10, height - 6)
@@ -210,7 +208,6 @@ def _drawing(number: int, colour: str, shape: str, mode: str) -> bytes:
 
 
 def _noise(number: int, mode: str) -> bytes:
-    """Soft noise."""
     values = np.random.default_rng(number).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     return _png(Image.fromarray(values, "RGBA").resize((40 + 24 * number, 56)).convert(mode))
 

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -54,7 +54,7 @@ MASKED_LM = ("lm_head.", "cls.predictions.", "decoder.")
 """How names of a masked-LM head begin in a folder that `AutoModelForMaskedLM` reads whole."""
 COPIED = re.compile(
     r".*\.py|preprocessor_config\.json|processor_config\.json|special_tokens_map\.json|import\.json"
-    r"|modules\.json|config_sentence_transformers\.json"
+    r"|tokenizer_config\.json|modules\.json|config_sentence_transformers\.json"
 )
 """Files that stay as they are. Parity reports, cards and other forms of the tokenizer would be wrong: left behind."""
 
@@ -64,15 +64,12 @@ class Pruned:
     """What pruning did; the content of `pruning.json`."""
 
     texts: int
-    """Texts that were counted."""
     pieces_before: int
     pieces_after: int
     parameters_before: int
     parameters_after: int
     tables: list[str]
-    """Tensors that lost rows."""
     left_behind: list[str]
-    """Files of the folder that were not copied."""
     max_abs_states: float
     """Largest difference of the text states of a fixed batch."""
     max_abs_logits: float
@@ -82,12 +79,8 @@ class Pruned:
 def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path, *, as_written: bool = False) -> Pruned:
     """Write a copy of `folder` with fewer pieces to `to`.
 
-    Args:
-        folder: with config.json, weights and tokenizer.json.
-        texts: gives the corpus; called twice, to count and to check.
-        to: a folder that does not exist yet.
-        as_written: each text counts as it is, and not also as published models prepare it
-            (`cclm.data.tokens.pre_caption`).
+    `texts` gives the corpus; it is called twice, to count and to check. `as_written`: each text counts as it is, and
+    not also as published models prepare it (`cclm.data.tokens.pre_caption`).
 
     Raises:
         CheckpointError: no such folder, no texts, or a check that fails.
@@ -97,33 +90,36 @@ def prune_vocabulary(folder: Path, texts: Callable[[], Iterable[str]], to: Path,
     forms = iter if as_written else both_forms
     counts = used_ids(before, forms(texts()))
     if not counts:
-        raise _error(str(folder), "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
+        raise wrong(folder, "a corpus with texts", "no piece at all", "Name shard sets or text files with texts.")
     keep = kept_ids(content, counts)
     after = tokenizer_of(prune_content(content, keep))
     numbers = count()
     counted = (text for text, _ in zip(texts(), numbers, strict=False))
-    _check_pieces(before, after, keep, forms(counted), str(folder))
-    with staging_directory(to) as new:
-        new.mkdir()
+    for old, new in encoded_by_both(before, after, forms(counted)):
+        if old.tokens != new.tokens or [keep[item] for item in new.ids] != old.ids:
+            wanted, got = str(old.tokens[:8]), str(new.tokens[:8])
+            raise wrong(folder, f"the pieces {wanted}", got, "Please report this tokenizer.")
+    with staging_directory(to) as hidden:
+        hidden.mkdir()
         pruned = Pruned(
             texts=next(numbers),
             pieces_before=before.get_vocab_size(),
             pieces_after=len(keep),
-            **_write_weights(folder, new, keep),
-            left_behind=_write_papers(folder, new, content, keep),
-            **_check_model(folder, new, keep),
+            **_write_weights(folder, hidden, keep),
+            left_behind=_write_papers(folder, hidden, content, keep),
+            **_check_model(folder, hidden, keep),
         )
-        (new / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
+        (hidden / REPORT_NAME).write_text(json.dumps(asdict(pruned), indent=1) + "\n", encoding="utf-8")
     return pruned
 
 
 def begin(folder: Path, to: Path) -> dict[str, Any]:
     """Return the tokenizer.json of a folder whose changed copy will be `to` (CheckpointError: it cannot be)."""
     if to.exists():
-        raise _error(str(to), "a new folder", "one that exists", "Give another --to, or move it away.")
+        raise wrong(to, "a new folder", "one that exists", "Give another --to, or move it away.")
     check_target(to)
     if not any((folder / name).is_file() for name in (TOKENIZER_NAME, SENTENCEPIECE_NAME)):
-        raise _error(str(folder), "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
+        raise wrong(folder, "a folder with tokenizer.json", "none", "Import or export with its tokenizer first.")
     content: dict[str, Any] = json.loads(Tokenizer.from_buffer(tokenizer_bytes(folder)).to_str())  # of old forms, too
     return content
 
@@ -144,22 +140,17 @@ def both_forms(texts: Iterable[str]) -> Iterable[str]:
         yield pre_caption(text)
 
 
-def _check_pieces(before: Any, after: Any, keep: list[int], texts: Iterable[str], where: str) -> None:
-    """Check that every text has the same pieces."""
+def encoded_by_both(before: Tokenizer, after: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[Any, Any]]:
+    """Each text's encodings by two tokenizers."""
     for batch in batches(texts):
-        pairs = zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
-        for old, new in pairs:
-            if old.tokens != new.tokens or [keep[item] for item in new.ids] != old.ids:
-                wanted, got = str(old.tokens[:8]), str(new.tokens[:8])
-                raise _error(where, f"the pieces {wanted}", got, "Please report this tokenizer.")
+        yield from zip(*(item.encode_batch(batch, add_special_tokens=False) for item in (before, after)), strict=True)
 
 
 def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
-    """Write the new model.safetensors; return the numbers for the report."""
     state = read_folder(folder)
     tables, index = find_tables(folder, state, keep[-1] + 1), torch.tensor(keep)
     pruned = {name: (value[index] if name in tables else value) for name, value in state.items()}
-    write_weights(in_memory(pruned), hidden, names=list(pruned), dtype=None, shard_bytes=sys.maxsize)
+    write_tensors(pruned, hidden)
     return {
         "parameters_before": sum(value.numel() for value in state.values()),
         "parameters_after": sum(value.numel() for value in pruned.values()),
@@ -167,15 +158,20 @@ def _write_weights(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any
     }
 
 
+def write_tensors(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write model.safetensors: one file, whatever its size."""
+    write_weights(in_memory(state), folder, names=list(state), dtype=None, shard_bytes=sys.maxsize)
+
+
 def find_tables(folder: Path, state: Mapping[str, Tensor], pieces: int) -> list[str]:
     """Return the names of the tables with a row for each piece (CheckpointError: none, or too few rows)."""
     tables = [name for name in state if any(re.fullmatch(pattern, name) for pattern in TABLES)]
     if not tables:
-        raise _error(str(folder), "a model with word embeddings", f"{len(state)} other tensors", "Give another folder.")
+        raise wrong(folder, "a model with word embeddings", f"{len(state)} other tensors", "Give another folder.")
     rows = {state[name].shape[0] for name in tables}
     if len(rows) != 1 or min(rows) < pieces:
-        raise _error(
-            str(folder),
+        raise wrong(
+            folder,
             f"tables with one row for each of the tokenizer's pieces (at least {pieces})",
             ", ".join(f"{name} with {state[name].shape[0]}" for name in tables),
             "Give a folder whose tokenizer belongs to its weights.",
@@ -184,7 +180,6 @@ def find_tables(folder: Path, state: Mapping[str, Tensor], pieces: int) -> list[
 
 
 def _write_papers(folder: Path, hidden: Path, content: dict[str, Any], keep: list[int]) -> list[str]:
-    """Write configuration, tokenizer and code; return what was left behind."""
     new_id = {old: new for new, old in enumerate(keep)}
     config, sized = sized_config(folder, len(keep))
     for place in [config] if sized is config else [config, sized]:  # each once: an id is renumbered once
@@ -211,27 +206,29 @@ def write_papers(folder: Path, hidden: Path, written: Mapping[str, Any]) -> list
         (hidden / name).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     left = []
     for path in sorted(folder.iterdir()):
+        if path.name in written:
+            continue
         if path.is_file() and COPIED.fullmatch(path.name):
             shutil.copyfile(path, hidden / path.name)
-        elif path.name not in written and not path.name.startswith(("model.safetensors", "model-", "pytorch_model")):
+        elif not path.name.startswith(("model.safetensors", "model-", "pytorch_model")):
             left.append(path.name)
     return left
 
 
 def _check_model(folder: Path, hidden: Path, keep: list[int]) -> dict[str, Any]:
-    """Check that both folders give the same states and logits; return the numbers for the report."""
     new_B = torch.linspace(0, len(keep) - 1, PROBE_PIECES).long().view(1, -1)
     states_before, logits_before = states_and_logits(folder, torch.tensor(keep)[new_B])
     states_after, logits_after = states_and_logits(hidden, new_B)
     states = (states_before - states_after).abs().max().item()
     logits = 0.0 if logits_after is None else (logits_before[..., keep] - logits_after).abs().max().item()
-    if states > STATES or logits > LOGITS:
-        raise _error(
-            str(folder),
-            f"states within {STATES:g}, logits within {LOGITS:g}",
-            f"differences of {states:.1e} and {logits:.1e}",
-            "Please report this model.",
-        )
+    return close_enough(folder, states, logits, LOGITS)
+
+
+def close_enough(folder: Path, states: float, logits: float, limit: float) -> dict[str, float]:
+    """Return the largest differences for a report (CheckpointError: they are larger than `STATES` or `limit`)."""
+    if states > STATES or logits > limit:
+        got = f"differences of {states:.1e} and {logits:.1e}"
+        raise wrong(folder, f"states within {STATES:g}, logits within {limit:.1e}", got, "Please report this model.")
     return {"max_abs_states": states, "max_abs_logits": logits}
 
 
@@ -256,5 +253,6 @@ def states_and_logits(folder: Path, ids_BL: Tensor) -> tuple[Any, Any]:
     return output.hidden_states[-1], output.logits[0] if has_head else None
 
 
-def _error(where: str, expected: str, got: str, do: str) -> CheckpointError:
-    return CheckpointError(where=where, expected=expected, got=got, do=do)
+def wrong(folder: Path, expected: str, got: str, do: str) -> CheckpointError:
+    """Return the error about a folder."""
+    return CheckpointError(where=str(folder), expected=expected, got=got, do=do)

@@ -9,8 +9,7 @@ reading the ranks' shares shows, and an export needs neither that many ranks nor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from cclm.errors import CheckpointError
 from cclm.hub.open import OpenedModel
 from cclm.hub.probe import NUM_MASKED, Probe, known_part, make_probe, probe_inputs, probe_outputs
 from cclm.model.modeling_cclm import CCLMModel
+from cclm.ops.choice import exact_products
 
 FILE = "reference_outputs.safetensors"
 """Beside the engine's own files."""
@@ -48,19 +48,6 @@ class ReferenceOutputs:
     """"fp32" or "bf16": what the forward pass ran in."""
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Float32 products are exact inside, whatever the run trains with: TF32 is off by more than an export may be."""
-    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
 def make_recorder(
     tokenizer: TextTokenizer, transform: ImageTransformConfig, max_tokens: int
 ) -> Callable[[Engine[Any], Path], None]:
@@ -71,7 +58,7 @@ def make_recorder(
     inputs = probe_inputs(probe, tokenizer, transform, max_tokens)
 
     def record(engine: Engine[Any], folder: Path) -> None:
-        with exact_products():
+        with exact_products():  # TF32 is off by more than an export may be
             outputs = engine.evaluate(
                 lambda module: probe_outputs(cast(CCLMModel, module.model), inputs.to(engine.device))
             )
@@ -85,10 +72,8 @@ def make_recorder(
 
 
 def reference_of(opened: OpenedModel) -> ReferenceOutputs:
-    """Compute the same with a model in this process: for imports, and for checkpoints that hold none.
-
-    Raises:
-        CheckpointError: the tokenizer knows fewer than `NUM_MASKED` of the probe's captions.
+    """Compute the same with a model in this process: for imports, and for checkpoints that hold none (CheckpointError:
+    the tokenizer knows fewer than `NUM_MASKED` of the probe's captions).
     """
     probe = known_part(make_probe(), opened.tokenizer)
     if probe.num_captions < NUM_MASKED:

@@ -36,17 +36,16 @@ REOPEN_BYTES = 1 << 28
 """Mapped pages count as memory of the process until the mapping is dropped, so it is opened anew after so many."""
 
 
-def parse_size(text: str, where: str = "--shard-size") -> int:
-    """Bytes of "500MB", "5GB", "2GiB" or a plain number.
-
-    Raises:
-        ConfigError: something else, or nothing.
-    """
+def parse_size(text: str) -> int:
+    """Bytes of "500MB", "5GB", "2GiB" or a plain number (ConfigError: something else, or nothing)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) <= 0:
         raise ConfigError(
-            where=where, expected="a size such as 500MB, 5GB or 2GiB", got=repr(text), do="Write a number and a unit."
+            where="--shard-size",
+            expected="a size such as 500MB, 5GB or 2GiB",
+            got=repr(text),
+            do="Write a number and a unit.",
         )
     return int(float(match[1]) * unit)
 
@@ -54,14 +53,9 @@ def parse_size(text: str, where: str = "--shard-size") -> int:
 def write_weights(
     source: Source, folder: Path, *, names: Sequence[str], dtype: Dtype | None, shard_bytes: int
 ) -> list[str]:
-    """Write the named tensors of `source` into `folder`; return the files' names.
+    """Write the named tensors of `source` (not the second names of tied ones) into `folder`; return the files' names.
 
-    Args:
-        source: opens the weights.
-        folder: exists.
-        names: what to write, in this order (not the second names of tied weights).
-        dtype: of floating-point tensors on disk; None: as stored.
-        shard_bytes: largest size of a file.
+    `dtype`: of floating-point tensors on disk; None: as stored. `shard_bytes`: largest size of a file.
     """
     stored, wanted = source(), None if dtype is None else getattr(torch, dtype)
     layout = {}

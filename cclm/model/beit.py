@@ -16,9 +16,9 @@ from torch.nn import functional
 from .kernels import LayerNorm, UsesKernels
 from .layers import FeedForward, drop_path, merge_heads, split_heads, stochastic_depth
 from .options import VisionOptions
-from .patch_dropping import take_patches, with_tokens_before
 from .shapes import Float, Int
 from .swin import RelativePositionBias, grid_index, num_offsets
+from .vision import take_patches, with_tokens_before
 
 
 @cache

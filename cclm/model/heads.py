@@ -47,7 +47,6 @@ class _Clamp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, lowest: float, highest: float) -> Tensor:
-        """Clamp."""
         ctx.save_for_backward(value)
         ctx.bounds = (lowest, highest)
         return value.clamp(lowest, highest)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .options import VisionOptions
-from .patch_dropping import take_patches, with_tokens_before
 from .shapes import Float, Int
+from .vision import take_patches, with_tokens_before
 
 FINAL_NORMS = {
     "clip_vision_model": "post_layernorm",
@@ -115,10 +115,8 @@ class HFVisionEncoder(HFEncoder):
     def forward(
         self, images_BCHW: Float[Tensor, "b 3 h w"], *, kept_BK: Int[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Normalised pixels to 1 + P tokens; the first is the summary of the image. P are the kept patches, or all.
-
-        Raises:
-            ValueError: a class token is wanted of a tower that has none.
+        """Normalised pixels to 1 + P tokens; the first is the summary of the image. P are the kept patches, or all
+        (ValueError: a class token is wanted of a tower that has none).
         """
         is_trained = any(parameter.requires_grad for parameter in self.parameters())
         if torch.is_grad_enabled() and is_trained and not images_BCHW.requires_grad:

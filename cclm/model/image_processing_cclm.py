@@ -104,7 +104,6 @@ class CCLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transform
         return BatchFeature(data={"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
 
     def _pixels(self, image: Any) -> npt.NDArray[np.float32]:
-        """One image."""
         if not isinstance(image, Image.Image):
             opens = "Open a file with PIL.Image.open, an array with PIL.Image.fromarray."
             raise TypeError(f"expected PIL images, got {type(image).__name__}. {opens}")
@@ -144,7 +143,6 @@ def _rectangle(size: Any) -> dict[str, int]:
 
 
 def _per_channel(name: str, values: Any) -> list[float]:
-    """Three numbers from three or one."""
     found = [float(value) for value in (values if isinstance(values, list | tuple) else [values] * 3)]
     if len(found) != 3 or (name == "image_std" and 0.0 in found):
         raise ValueError(f"{name}: expected a number for each of three channels, got {values!r}.")

@@ -113,10 +113,8 @@ class InferenceMethods:
         *,
         batch_size: int = 64,
     ) -> Float[Tensor, "i t 2"]:
-        """Matching logits of every image with every text; each is encoded once, `batch_size` pairs are fused at once.
-
-        Raises:
-            ValueError: a model that reads several images.
+        """Matching logits of every image with every text; each is encoded once, `batch_size` pairs are fused at once
+        (ValueError: a model that reads several images).
         """
         image_IND, text_TLD, mask_TL = _encode(self, pixel_values, input_ids, attention_mask, "score_all")
         pair_P = torch.arange(len(image_IND) * len(text_TLD), device=text_TLD.device)
@@ -168,10 +166,8 @@ class InferenceMethods:
         memory_ids: Tensor | None = None,
         memory_attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "s v"]:
-        """Logits over the vocabulary at the places where `slot_BL` is True, in reading order; see `fill_mask`.
-
-        Raises:
-            ValueError: a model without masked-LM head, or not exactly one of image and sentence.
+        """Logits over the vocabulary at the places where `slot_BL` is True, in reading order; see `fill_mask`
+        (ValueError: a model without masked-LM head, or not exactly one of image and sentence).
         """
         if (pixel_values is None) == (memory_ids is None):
             raise ValueError(
@@ -248,8 +244,7 @@ class InferenceMethods:
             ValueError: a model without box head.
         """
         present(self.box_head, *BOXES)
-        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
-        return self.locate_boxes(_look(self, pixel_values, ids_BL, mask_BL), mask_BL)
+        return self.locate_boxes(*_fused(self, pixel_values, input_ids, attention_mask))
 
     def classify(
         self,
@@ -262,12 +257,12 @@ class InferenceMethods:
         Raises:
             ValueError: a model without classifier, or another number of images than it reads.
         """
+        if self.config.class_images == 1:
+            fused_BLD, mask_BL = _fused(self, pixel_values, input_ids, attention_mask)
+            return self.class_logits([fused_BLD], mask_BL)
         _check_rows(pixel_values, input_ids)
-        number = self.config.class_images
         ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
-        if number == 1:
-            return self.class_logits([_look(self, pixel_values, ids_BL, mask_BL)], mask_BL)
-        memories = _several_images(self, pixel_values, number)
+        memories = _several_images(self, pixel_values, self.config.class_images)
         text_BLD = self.encode_texts(ids_BL, mask_BL)
         return self.class_logits([self.fuse(text_BLD, mask_BL, memory_BND) for memory_BND in memories], mask_BL)
 
@@ -281,16 +276,13 @@ class InferenceMethods:
         answer_attention_mask: Tensor | None = None,
         top_k: int = 128,
     ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-        """The likeliest of C tokenized answers to each question: probabilities and rows of `answer_ids`, best first.
-
-        Raises:
-            ValueError: a model without answer decoder.
+        """The likeliest of C tokenized answers to each question: probabilities and rows of `answer_ids`, best first
+        (ValueError: a model without answer decoder).
         """
         decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
-        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        question = _fused(self, pixel_values, input_ids, attention_mask)
         answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
-        question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
-        return rank_answers(decoder, question_BLD, mask_BL, answer_ids, answer_mask, top_k)
+        return rank_answers(decoder, *question, answer_ids, answer_mask, top_k)
 
     def score_answers(
         self,
@@ -310,10 +302,9 @@ class InferenceMethods:
             ValueError: a model without answer decoder.
         """
         decoder = present(self.answer_decoder, "answers", "answer_decoder: true")
-        ids_BL, mask_BL = tidy_texts(self, input_ids, attention_mask)
+        question = _fused(self, pixel_values, input_ids, attention_mask)
         answer_ids, answer_mask = tidy_texts(self, answer_ids, answer_attention_mask)
-        question_BLD = _look(self, pixel_values, ids_BL, mask_BL)
-        found = answer_log_probabilities(decoder, answer_ids, answer_mask, question_BLD, mask_BL, question_of)
+        found = answer_log_probabilities(decoder, answer_ids, answer_mask, *question, question_of)
         return found.sum(1) / answer_mask[:, 1:].sum(1)
 
 
@@ -329,6 +320,14 @@ def tidy_texts(
     padding_B1 = (~mask_BL).long().cumprod(1).sum(1, keepdim=True)
     order_BL = (torch.arange(mask_BL.shape[1], device=mask_BL.device) + padding_B1) % mask_BL.shape[1]
     return [cells_BL.gather(1, order_BL) for cells_BL in (input_ids, mask_BL, *beside)]
+
+
+def _fused(
+    model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Fused states of what a tokenizer gives, and their mask."""
+    ids_BL, mask_BL = tidy_texts(model, input_ids, attention_mask)
+    return _look(model, pixel_values, ids_BL, mask_BL), mask_BL
 
 
 def _look(model: InferenceMethods, pixel_values: Tensor, input_ids: Tensor, mask_BL: Tensor) -> Tensor:

@@ -205,7 +205,6 @@ class TransformerLayer(UsesKernels, nn.Module):
     def _sublayer(
         self, rows_TD: Tensor, norm: nn.Module, function: Callable[[Tensor], Tensor], wanted: Wanted | None = None
     ) -> Tensor:
-        """One residual step."""
         changed_TD = function(norm(rows_TD) if self.pre_norm else rows_TD)
         if self.dropout > 0:
             changed_TD = self.kernels.dropout(changed_TD, self.dropout, self.training)

@@ -45,11 +45,10 @@ from .kernels import use_kernels  # noqa: F401  # the loader of transformers 5.0
 from .layers import CrossAttention
 from .options import LayerOptions, ModelOptions, TextOptions, VisionOptions
 from .packing import masked_mean
-from .patch_dropping import kept_patches
 from .reading import plan_reading  # noqa: F401  # as above
 from .shapes import Bool, Float, Int
 from .swin import RelativePositionBias, SwinEncoder
-from .vision import ChannelAffine, ConvVisionEncoder
+from .vision import ChannelAffine, ConvVisionEncoder, kept_patches
 
 VISION_ENCODERS: dict[str, Callable[[int, VisionOptions], nn.Module]] = {
     "conv_vit": ConvVisionEncoder,
@@ -229,31 +228,23 @@ class CCLMModel(InferenceMethods, PreTrainedModel):  # type: ignore[misc]  # tra
     def class_logits(
         self, fused: Sequence[Float[Tensor, "b l d"]], mask_BL: Bool[Tensor, "b l"]
     ) -> Float[Tensor, "b classes"]:
-        """Which class? `fused` holds the fused states of `class_images` passes, one for each image.
-
-        Raises:
-            ValueError: a model without classifier.
+        """Which class? `fused` holds the fused states of `class_images` passes, one for each image (ValueError: a model
+        without classifier).
         """
         head = present(self.class_head, "classes", "num_classes > 0")
         logits_BC: Tensor = head(torch.cat([pool_states(one_BLD, mask_BL, self.pooling[1]) for one_BLD in fused], -1))
         return logits_BC
 
     def locate_boxes(self, fused_BLD: Float[Tensor, "b l d"], mask_BL: Bool[Tensor, "b l"]) -> Float[Tensor, "b 4"]:
-        """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image.
-
-        Raises:
-            ValueError: a model without box head.
+        """Where in its image is what each text describes? Centre x, y, width, height, as shares of the image
+        (ValueError: a model without box head).
         """
         head = present(self.box_head, *BOXES)
         box_B4: Tensor = head(pool_states(fused_BLD, mask_BL, self.pooling[1]))
         return box_B4
 
     def masked_lm_states(self, fused_TD: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """Fused states at the masked slots, ready for the decoder.
-
-        Raises:
-            ValueError: a model without masked-LM head.
-        """
+        """Fused states at the masked slots, ready for the decoder (ValueError: a model without masked-LM head)."""
         hidden_TD: Tensor = present(self.masked_lm_transform, "masked tokens", "masked_lm_head: true")(fused_TD)
         return hidden_TD
 

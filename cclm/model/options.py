@@ -279,7 +279,6 @@ class ModelOptions:
 
 
 def _check_vision(width: int | None, vision: VisionOptions) -> None:
-    """The image tower's sizes fit each other, and the width if that is known."""
     if vision.stride and vision.image_size % vision.stride:
         reason = {
             "conv_vit": f"each of the {len(vision.stem_channels)} stem stages halves the side",
@@ -310,7 +309,6 @@ def _check_vision(width: int | None, vision: VisionOptions) -> None:
 
 
 def _check_keep_patches(vision: VisionOptions) -> None:
-    """A share, and a tower that can leave patches out."""
     if not 0 < vision.keep_patches <= 1:
         raise ValueError(
             f"vision.keep_patches: expected a share above 0 and of at most 1, got {vision.keep_patches}. "
@@ -329,10 +327,8 @@ def _check_keep_patches(vision: VisionOptions) -> None:
 
 
 def options_from_dict(values: dict[str, Any]) -> ModelOptions:
-    """Build `ModelOptions` from the JSON form; missing fields take their defaults.
-
-    Raises:
-        ValueError: a field of a block that does not exist.
+    """Build `ModelOptions` from the JSON form; missing fields take their defaults (ValueError: a field of a block that
+    does not exist).
     """
     kinds = {"vision": VisionOptions, "text": TextOptions, "fusion": FusionOptions}
     blocks: dict[str, Any] = {name: _block(name, kind, values.get(name)) for name, kind in kinds.items()}
@@ -340,7 +336,6 @@ def options_from_dict(values: dict[str, Any]) -> ModelOptions:
 
 
 def _block(name: str, kind: type[OptionsType], value: dict[str, Any] | OptionsType | None) -> OptionsType:
-    """One nested block, typed."""
     if isinstance(value, kind):
         return value
     given = dict(value) if isinstance(value, dict) else {}

@@ -281,7 +281,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Give each row its gradient."""
         index, inverse = ctx.saved_tensors
         return _take(grad, inverse, inverse.shape[0] > index.shape[0]), None, None
 

@@ -93,7 +93,6 @@ class CCLMSentenceModule(nn.Module):
 
 
 def _picture(given: Any) -> Image.Image | None:
-    """Return an input's picture; None: it is none."""
     if isinstance(given, Image.Image):
         return given
     if isinstance(given, str) and given.lower().endswith(IMAGE_ENDINGS) and Path(given).is_file():

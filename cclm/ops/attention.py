@@ -73,14 +73,12 @@ class _RedrawnDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, drops: Drops) -> Tensor:
-        """Draw and multiply."""
         ctx.drops = drops
         return drops.kept(rows).mul_(rows).mul_(drops.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The same factors."""
         return ctx.drops.kept(grad).mul_(grad).mul_(ctx.drops.scale), None
 
 
@@ -91,7 +89,6 @@ class _RecomputedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, drops: Drops | None
     ) -> Tensor:
-        """Attend."""
         shape_BNL = query.shape[:-1]
         query_HLK, key_HMK, value_HMK = (part.flatten(0, 1) for part in (query, key, value))
         # copies, mostly: they are kept in place of what the projection gave, which then goes

@@ -1,25 +1,16 @@
 """Which kernels there are, which one was chosen, and why.
 
 Nothing is imported to find out what is there, and "auto" never fails because a library is missing; a kernel that is
-asked for by name is an error where it cannot run, with the reason.
-
-    op             candidates                  "auto"
-    attention      varlen sdpa math recomputed varlen on a GPU in bf16 without attention dropout, else sdpa; on a CPU
-                                               recomputed
-    layer_norm     torch apex                  torch
-    dropout        torch bytes                 torch on a GPU, bytes on a CPU
-    word_table     shared torch                shared
-    optimizer      torch apex deepspeed        torch; deepspeed where the optimizer is offloaded
-    cross_entropy  blocks reference            blocks
-    contrastive    triton blocks               triton on a GPU, else blocks
-    compile        none blocks                 (no auto: none unless asked for)
+asked for by name is an error where it cannot run, with the reason. What there is, and what "auto" takes, is said in
+`KernelConfig`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module, metadata
@@ -85,12 +76,7 @@ class ModelKernels:
     @property
     def arguments(self) -> dict[str, Any]:
         """Return them by the constructor's names."""
-        return {
-            "kernels": self.kernels,
-            "cross_entropy": self.cross_entropy,
-            "contrastive": self.contrastive,
-            "log_sums": self.log_sums,
-        }
+        return {name: getattr(self, name) for name in ("kernels", "cross_entropy", "contrastive", "log_sums")}
 
 
 def choose_model_kernels(
@@ -98,10 +84,8 @@ def choose_model_kernels(
     device: torch.device,
     network: Network = Network(),
 ) -> ModelKernels:
-    """Choose what the network and its losses are computed with, and set the precision of float32 products.
-
-    Raises:
-        ConfigError: one that is asked for cannot run here.
+    """Choose what the network and its losses are computed with, and set the precision of float32 products (ConfigError:
+    one that is asked for cannot run here).
     """
     attention, dropout = choose_attention(config, device, network)
     words = choose("word_table", config.word_table, {"shared": "", "torch": ""}, "one gradient of it in place of two")
@@ -136,10 +120,8 @@ def choose_model_kernels(
 
 
 def choose_attention(config: KernelConfig, device: torch.device, network: Network) -> tuple[Choice, Choice]:
-    """Choose attention and dropout. Compiled blocks take torch's: a compiler plans memory itself.
-
-    Raises:
-        ConfigError: the one that is asked for cannot run here.
+    """Choose attention and dropout. Compiled blocks take torch's: a compiler plans memory itself (ConfigError: the one
+    that is asked for cannot run here).
     """
     is_lean = device.type == "cpu" and config.compile == "none"
     varlen = why_not_varlen(device, network)
@@ -156,10 +138,8 @@ def choose_attention(config: KernelConfig, device: torch.device, network: Networ
 def choose_optimizer(
     wanted: str, device: torch.device, *, rule: str = "torch", stage: int | None = None, is_offloaded: bool = False
 ) -> Choice:
-    """Choose what updates the parameters. `rule`: of the update; `stage`: DeepSpeed's, None without it.
-
-    Raises:
-        ConfigError: the one that is asked for cannot run here.
+    """Choose what updates the parameters. `rule`: of the update; `stage`: DeepSpeed's, None without it (ConfigError:
+    the one that is asked for cannot run here).
     """
     is_other = "update_rule: published runs in torch's kernel only" if rule != "torch" else ""
     apex = is_other or ("the optimizer is offloaded" if is_offloaded else why_not_apex("optimizer", device))
@@ -172,10 +152,8 @@ def choose_optimizer(
 
 
 def choose(op: str, wanted: str, candidates: Mapping[str, str], reason: str) -> Choice:
-    """Take what is wanted, or for "auto" the first candidate that can run, for this reason.
-
-    Raises:
-        ConfigError: what is wanted cannot run here.
+    """Take what is wanted, or for "auto" the first candidate that can run, for this reason (ConfigError: what is wanted
+    cannot run here).
     """
     if wanted == "auto":
         first = next(name for name, trouble in candidates.items() if not trouble)
@@ -267,6 +245,19 @@ def set_tf32(config: KernelConfig, device: torch.device) -> Choice:
     torch.backends.cudnn.allow_tf32 = config.tf32
     chosen, why = "tf32" if config.tf32 else "exact", f"kernels.tf32: {str(config.tf32).lower()}"
     return Choice(op="float32_products", chosen=chosen, why=why, candidates={"tf32": "", "exact": ""})
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute float32 products and convolutions exactly inside, whatever `set_tf32` has set."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def describe(choices: Sequence[Choice], device: torch.device) -> dict[str, Any]:

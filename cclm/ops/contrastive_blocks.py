@@ -164,7 +164,6 @@ def _probabilities(block_NM: Tensor, side: Side, block: slice, shift: Tensor | N
 
 
 def _hard_probabilities(block_NM: Tensor, side: Side, block: slice, hardness: float) -> Tensor:
-    """The same of the hard form."""
     same_NM = side.identity_N[block, None] == side.identity_M
     found_NM = torch.zeros_like(block_NM)
     for logs, weight in zip((side.row_logs[block, None], side.other_logs[None]), side.weights, strict=True):

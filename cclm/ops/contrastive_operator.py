@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from cclm.ops import contrastive_blocks as blocks
 from cclm.ops.contrastive_blocks import Form, Side
-from cclm.ops.contrastive_targets import Targets
 
 
 @cache
@@ -63,6 +63,52 @@ def log_sums(
     return logs
 
 
+class Targets:
+    """Products with soft targets without their matrix: sums of the features of each class of equal identities.
+
+    A class is the place of its first member among the sorted identities of the second side, so that no number of
+    classes has to leave the device. `first_CE`, `num_first_C1`: its sum over the first side, and number of rows there.
+    """
+
+    def __init__(
+        self, first_NE: Tensor, second_ME: Tensor, identity_N: Tensor, identity_M: Tensor, label_smoothing: float
+    ) -> None:
+        self._ordered = identity_M.sort().values
+        self._padded = functional.pad(self._ordered, (0, 1))
+        self._even, self._rest = 1.0 - label_smoothing, label_smoothing
+        self.first_CE, self.num_first_C1 = self._sums(first_NE, identity_N)
+        self.second_CE, self.num_second_C1 = self._sums(second_ME, identity_M)
+        self._mean_first, self._mean_second = first_NE.mean(0), second_ME.mean(0)
+        self._ratio = max(1, first_NE.shape[0]) / max(1, second_ME.shape[0])
+
+    def class_of(self, identity: Tensor) -> Tensor:
+        """The class of each row; one without an equal on the second side gets the last, which is empty.
+
+        Not by `torch.isin`: on CUDA it counts distinct values, and the host waits for their number.
+        """
+        place, size = torch.searchsorted(self._ordered, identity), self._ordered.shape[0]
+        return torch.where((place < size) & (self._padded[place] == identity), place, size)
+
+    def _sums(self, features: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+        place, size = self.class_of(identity), self._ordered.shape[0] + 1
+        sums = features.new_zeros(size, features.shape[1]).index_add_(0, place, features)
+        counts = features.new_zeros(size, 1).index_add_(0, place, torch.ones_like(features[:, :1]))
+        sums[-1], counts[-1] = 0.0, 0.0  # a mean over nothing is NaN: such a row must not train in silence
+        return sums, counts
+
+    def of_first(self, class_N: Tensor, row: float, column: float) -> Tensor:
+        """Σ_j (row · t_ij + column · u_ij) b_j."""
+        weight_N1 = row / self.num_second_C1[class_N] + column / self.num_first_C1[class_N]
+        rest = self._rest * (row + column / self._ratio)
+        return self._even * weight_N1 * self.second_CE[class_N] + rest * self._mean_second
+
+    def of_second(self, class_M: Tensor, row: float, column: float) -> Tensor:
+        """Σ_i (row · t_ij + column · u_ij) a_i."""
+        weight_M1 = row / self.num_second_C1[class_M] + column / self.num_first_C1[class_M]
+        rest = self._rest * (row * self._ratio + column)
+        return self._even * weight_M1 * self.first_CE[class_M] + rest * self._mean_first
+
+
 _GIVEN = "Tensor first, Tensor second, Tensor identity_n, Tensor identity_m, Tensor temperature, Tensor? bias"
 _KNOWN = "Tensor[] everything"
 
@@ -94,7 +140,8 @@ def contrastive_operator(
     if bias is not None:
         walks: Any = _walks(first_NE, is_kernel_wanted)
         sums_N2 = walks.sigmoid_sums(first_NE, all_second, scale, bias.to(scale.dtype))
-        (own_NE, number_N), (other_ME, _) = targets.sums_of_first(class_N), targets.sums_of_second(class_M)
+        own_NE, other_ME = targets.second_CE[class_N], targets.first_CE[class_M]
+        number_N = targets.num_second_C1[class_N, 0]
         positive_N = scale * (first_NE * own_NE).sum(1) + number_N * bias
         into_bias = (sums_N2[:, 1] - number_N).sum()[None]
         return (sums_N2[:, 0] - positive_N).sum(), into_bias, none, own_NE, other_ME

@@ -30,7 +30,6 @@ filled with zeros when it is wanted again."""
 MAPPED_BYTES = (32 << 20) - 4096
 """About the largest threshold that glibc takes, from which on it maps a piece apart from the heap."""
 BLOCK_BYTES = 4 << 20
-"""What is given back at a time."""
 DONT_NEED = 4
 """Of `madvise(2)`."""
 _returns: list[Literal["nothing", "all", "part"]] = ["nothing"]

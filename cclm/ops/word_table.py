@@ -90,7 +90,6 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, ticket: Ticket) -> Tensor:
-        """Look up."""
         ctx.save_for_backward(ids)
         ctx.num_rows, ctx.padding_idx, ctx.ticket = weight.shape[0], padding_idx, ticket
         return functional.embedding(ids, weight, padding_idx)
@@ -98,7 +97,6 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        """Add rows."""
         (ids,) = ctx.saved_tensors
         table = ctx.ticket.take()
         padding = -1 if ctx.padding_idx is None else ctx.padding_idx
@@ -131,7 +129,6 @@ class _Lend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ticket: weakref.ref[Ticket]) -> Tensor:
-        """Pass it on."""
         ctx.set_materialize_grads(False)  # of what is deferred
         ctx.ticket = ticket
         return weight.view_as(weight)
@@ -139,7 +136,6 @@ class _Lend(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
-        """Leave it."""
         ticket = ctx.ticket()
         if grad is None or ticket is None:
             return grad, None
@@ -154,7 +150,6 @@ class _Defer(torch.autograd.Function):
     def forward(
         ctx: Any, total: Tensor, weight: Tensor, residual_TV: Tensor, scaled_TD: Tensor, ticket: weakref.ref[Ticket]
     ) -> Tensor:
-        """Pass it on."""
         ctx.save_for_backward(residual_TV, scaled_TD)
         ctx.ticket, ctx.dtype = ticket, weight.dtype
         return total.view_as(total)
@@ -162,7 +157,6 @@ class _Defer(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Leave them."""
         residual_TV, scaled_TD = ctx.saved_tensors
         factors, ticket = (residual_TV, scaled_TD * grad.to(scaled_TD.dtype)), ctx.ticket()
         if ticket is None:
@@ -172,5 +166,4 @@ class _Defer(torch.autograd.Function):
 
 
 def _product(residual_TV: Tensor, scaled_TD: Tensor) -> Tensor:
-    """The gradient of the table."""
     return residual_TV.T @ scaled_TD

@@ -3,8 +3,7 @@
 A relative table is a square grid of offsets. Those of the source are spread at 0, ±1, ±(1 + q), ±(1 + q + q²), …
 over the target's grid, fine in the middle and coarse outside, with q chosen so that the last one reaches the border; a
 bicubic spline through them is then read at the target's offsets 0, ±1, ±2, … It is the spline without smoothing
-("not-a-knot"), what scipy's RectBivariateSpline(kx=3, ky=3, s=0) computes; being separable, it is one small matrix
-applied to rows and columns. Written here because scipy would be a dependency for these thirty lines.
+("not-a-knot").
 """
 
 from __future__ import annotations
@@ -19,17 +18,12 @@ from torch.nn import functional
 
 LOWEST_RATIO, HIGHEST_RATIO, TOLERANCE = 1.01, 1.5, 1e-6
 """Where the published bisection looks for q, and when it stops."""
-ORDER = 4
-"""Of the spline: cubic pieces."""
 
 
 def resize_bias_table(table_RN: Tensor, num_rows: int, num_extra: int = 0) -> Tensor:
     """Interpolate a table of R rows (offsets of a square window, row by row) per head to `num_rows` rows.
 
-    Args:
-        table_RN: float table, one column per head.
-        num_rows: rows wanted, `num_extra` included.
-        num_extra: rows at the end that are no offsets and are kept (BEiT's three for the class token).
+    `num_extra`: of both, rows at the end that are no offsets and are kept (BEiT's three for the class token).
 
     Raises:
         ValueError: numbers of rows that are no squares of an odd number.
@@ -38,9 +32,8 @@ def resize_bias_table(table_RN: Tensor, num_rows: int, num_extra: int = 0) -> Te
     if rows == num_rows:
         return table_RN
     source, target = _side(rows - num_extra), _side(num_rows - num_extra)
-    matrix = resizing_matrix(source, target)
     grid = table_RN[: rows - num_extra].reshape(source, source, -1).double().numpy()
-    resized = np.einsum("is,jt,sth->ijh", matrix, matrix, grid).reshape(target * target, -1)
+    resized = spread(spread(grid, target), target, axis=1).reshape(target * target, -1)
     return torch.cat([torch.from_numpy(resized).to(table_RN.dtype), table_RN[rows - num_extra :]])
 
 
@@ -52,12 +45,15 @@ def resize_positions(table_PD: Tensor, num_patches: int) -> Tensor:
     return resized[0].flatten(1).T.contiguous().to(table_PD.dtype)
 
 
-def resizing_matrix(source: int, target: int) -> NDArray[np.float64]:
-    """Weights (target, source) of the spline along one axis; both are odd numbers of offsets."""
+def spread(values: NDArray[np.float64], target: int, axis: int = 0) -> NDArray[np.float64]:
+    """Read the spline through values along one axis, of an odd number of offsets, at `target` offsets."""
+    from scipy.interpolate import make_interp_spline  # takes a while to import
+
+    source = values.shape[axis]
     positions = source_positions(source, target)
     wanted = (np.arange(target, dtype=np.float64) - target // 2).clip(positions[0], positions[-1])
-    matrix: NDArray[np.float64] = np.linalg.solve(_basis(positions, positions).T, _basis(positions, wanted).T).T
-    return matrix
+    found: NDArray[np.float64] = make_interp_spline(positions, values, min(3, source - 1), axis=axis)(wanted)
+    return found
 
 
 def source_positions(source: int, target: int) -> NDArray[np.float64]:
@@ -71,16 +67,7 @@ def source_positions(source: int, target: int) -> NDArray[np.float64]:
     return np.concatenate([-distances[::-1], [0.0], distances])
 
 
-def _basis(positions: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Not-a-knot splines on `positions` at `wanted`, (len(wanted), len(positions)): powers, and cubes from knots on."""
-    scale = max(1.0, positions[-1])  # powers of large numbers would cost digits
-    at, knots = wanted[:, None] / scale, positions[2:-2] / scale
-    powers = at ** np.arange(min(ORDER, len(positions)))
-    return np.concatenate([powers, (at - knots).clip(0) ** (ORDER - 1)], axis=1)
-
-
 def _side(num_offsets: int) -> int:
-    """Offsets per axis of a square table."""
     side = isqrt(max(0, num_offsets))
     if side * side != num_offsets or side % 2 == 0:
         raise ValueError(

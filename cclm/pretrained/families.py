@@ -24,14 +24,9 @@ def published_options(
 ) -> ModelOptions:
     """A model of a published layout with these sizes.
 
-    Args:
-        width: of all encoders.
-        projection_width: of the contrastive features.
-        vision: sizes of the image tower. "swin" is CCLM-3M/4M: one BERT stack, cut into text and fusion encoder,
-            positions from 0. "beit" is CCLM-X2VLM: text and fusion encoder of different origins, so of different
-            epsilons.
-        text: sizes of the text layers; the fusion layers have the same.
-        fusion_layers: layers with cross-attention.
+    An image tower "swin" is CCLM-3M/4M: one BERT stack, cut into text and fusion encoder, positions from 0. "beit" is
+    CCLM-X2VLM: text and fusion encoder of different origins, so of different epsilons. Fusion layers have the sizes of
+    the text layers.
     """
     is_swin = vision.architecture == "swin"
     shared: dict[str, Any] = {
@@ -115,11 +110,9 @@ FINETUNED_SIZE = 384
 def finetuned(options: ModelOptions, task: Task, image_size: int = FINETUNED_SIZE) -> ModelOptions:
     """The model that a pre-trained one becomes for a task: other heads, other resolution, no masked-LM head.
 
-    Args:
-        options: of the pre-trained model.
-        task: "retrieval" keeps projections and matching head; "xvnli" has three classes; "nlvr" two, and two images;
-            "vqa" writes answers (Swin layout only); "grounding" keeps the box head (never published).
-        image_size: pixels; windows of a Swin tower grow with it.
+    "retrieval" keeps projections and matching head; "xvnli" has three classes; "nlvr" two, and two images; "vqa" writes
+    answers (Swin layout only); "grounding" keeps the box head (never published). Windows of a Swin tower grow with the
+    image.
     """
     vision, default, is_swin = options.vision, ModelOptions(), options.vision.architecture == "swin"
     window = image_size // vision.stride if is_swin else vision.window

@@ -74,7 +74,7 @@ class ImportReport:
         )
 
     def as_json(self) -> str:
-        """All of it."""
+        """Return the text of import.json."""
         return json.dumps([asdict(entry) for entry in self.keys], indent=1) + "\n"
 
 
@@ -99,17 +99,9 @@ class LazyTensors(Mapping[str, Tensor]):
 def convert(
     published: Mapping[str, Tensor], options: ModelOptions, where: str = "state"
 ) -> tuple[LazyTensors, ImportReport]:
-    """Turn a published state dict into ours.
+    """Turn a published state dict into ours (of a tied decoder only the bias), and tell the fate of every key.
 
-    Args:
-        published: names and tensors of the file.
-        options: of the model to fill. Its window or image size may differ from the file's: bias tables are
-            interpolated.
-        where: what to call the file in errors.
-
-    Returns:
-        Our state dict (of a tied decoder only the bias), tensors shared with `published` where nothing was converted;
-        and the fate of every key.
+    Window or image size may differ from the file's: bias tables are interpolated. What is not converted is shared.
 
     Raises:
         CheckpointError: a key that the model has no place for, one that is missing, a shape that does not fit, or two
@@ -135,10 +127,8 @@ def stored_tensors(published: Mapping[str, Tensor], options: ModelOptions) -> Ma
 def fit_weights(
     published: Mapping[str, Sequence[Tensor]], weights: Iterable[Weight], options: ModelOptions, where: str
 ) -> tuple[LazyTensors, dict[str, KeyFate]]:
-    """Stack published tensors, each in one part or several, to ours, interpolate tables; say what became of each name.
-
-    Raises:
-        CheckpointError: a shape that does not fit.
+    """Stack published tensors, each in one part or several, to ours, interpolate tables; say what became of each name
+    (CheckpointError: a shape that does not fit).
     """
     ours = dict(meta_model(options).named_parameters())
     shapes = {name: tuple(value.shape) for name, value in to_published(ours, weights).items()}
@@ -189,7 +179,6 @@ def describe(options: ModelOptions) -> list[tuple[str, tuple[int, ...], str, str
 
 
 def _check_names(published: Mapping[str, Tensor], wanted: Iterable[str], options: ModelOptions, where: str) -> None:
-    """Nothing may be missing and nothing may be left over."""
     known = {*wanted, *published_buffers(options)}
     missing = [name for name in wanted if name not in published]
     left_over = [name for name in published if name not in known and not follows_from_sizes(name)]
@@ -203,7 +192,6 @@ def _check_names(published: Mapping[str, Tensor], wanted: Iterable[str], options
 
 
 def _some(word: str, names: list[str]) -> str:
-    """The first few of a list of names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} {word} ({', '.join(names[:3])}{more})" if names else ""
 

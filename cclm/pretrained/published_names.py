@@ -47,19 +47,10 @@ MASKED_LM = {
     "masked_lm_decoder.bias": "bias",
 }
 """What the masked-LM head does before its decoder, and the decoder's bias."""
-MATCHING = {
-    "image_projection.linear.*": "vision_proj.*",
-    "text_projection.linear.*": "text_proj.*",
-    "matching_head.widen.*": "itm_head.0.*",
-    "matching_head.norm.*": "itm_head.1.*",
-    "matching_head.classify.*": "itm_head.3.*",
-}
-BOXES = {"box_head.widen.*": "bbox_head.0.*", "box_head.norm.*": "bbox_head.1.*", "box_head.locate.*": "bbox_head.3.*"}
-CLASSES = {
-    "class_head.widen.*": "cls_head.0.*",
-    "class_head.norm.*": "cls_head.1.*",
-    "class_head.classify.*": "cls_head.3.*",
-}
+PROJECTIONS = {"image_projection.linear.*": "vision_proj.*", "text_projection.linear.*": "text_proj.*"}
+HEAD = {"widen.*": "0.*", "norm.*": "1.*", "classify.*": "3.*"}
+"""What heads of matching and of classes have; that of boxes has `locate`."""
+BOXES = {"widen.*": "0.*", "norm.*": "1.*", "locate.*": "3.*"}
 BLOCK = {
     "attention_norm.*": "norm1.*",
     "attention.output.*": "attn.proj.*",
@@ -218,16 +209,16 @@ def _heads(options: ModelOptions) -> list[Weight]:
     """Projections, temperature, matching head, box head, classifier and decoder of answers, as far as there are any."""
     weights = []
     if options.pretraining_heads:
-        weights += [Weight("temperature.value", ("temp",), scalar=True), *_weights(MATCHING)]
+        weights += [Weight("temperature.value", ("temp",), scalar=True), *_weights(PROJECTIONS)]
+        weights += _weights(HEAD, "matching_head.", "itm_head.")
     if options.box_head:
-        weights += _weights(BOXES)
+        weights += _weights(BOXES, "box_head.", "bbox_head.")
     if options.answer_decoder:
         weights += answer_decoder_weights(options)
-    return weights + (_weights(CLASSES) if options.num_classes else [])
+    return weights + (_weights(HEAD, "class_head.", "cls_head.") if options.num_classes else [])
 
 
 def _swin(vision: VisionOptions) -> list[Weight]:
-    """The Swin tower."""
     stem = {"patches.project.*": "patch_embed.proj.*", "patches.norm.*": "patch_embed.norm.*", "final_norm.*": "norm.*"}
     merge = {"norm.*": "norm.*", "reduce.weight": "reduction.weight"}
     weights = _weights(stem, TOWER, TOWER)
@@ -240,7 +231,6 @@ def _swin(vision: VisionOptions) -> list[Weight]:
 
 
 def _beit(vision: VisionOptions) -> list[Weight]:
-    """The BEiT-v2 tower."""
     stem = {"class_token": "cls_token", "patches.*": "patch_embed.proj.*", "final_norm.*": "fc_norm.*"}
     blocks = f"{TOWER}blocks."
     return _weights(stem, TOWER, TOWER) + _layers(BEIT_BLOCK, blocks, blocks, vision.num_layers)

@@ -30,17 +30,10 @@ UNUSED = ModelOptions()
 def options_of_state(
     published: Mapping[str, Tensor], *, text_heads: int | None = None, image_size: int | None = None, where: str = ""
 ) -> ModelOptions:
-    """Sizes of the model that a file holds.
+    """Sizes of the model that a file holds (CheckpointError: neither of the two published layouts).
 
-    Args:
-        published: names and tensors.
-        text_heads: attention heads of the text and fusion encoders; None: heads of width 64, as in all published ones.
-        image_size: pixels of the model to make; None: the resolution of the file. Windows of a Swin tower grow with it,
-            as in the published fine-tuning (224: 7, 384: 12).
-        where: what to call the file in errors.
-
-    Raises:
-        CheckpointError: neither of the two published layouts.
+    `text_heads`: of the text and fusion encoders; None: heads of width 64, as in all published ones. `image_size`: of
+    the model to make; windows of a Swin tower grow with it, as in the published fine-tuning (224: 7, 384: 12).
     """
     published = {pretrained_name(name, published): value for name, value in published.items()}
     is_swin = f"vision_encoder.layers.0.blocks.0.{TABLE}" in published
@@ -109,7 +102,6 @@ def family_of(options: ModelOptions) -> str | None:
 
 
 def _swin_tower(published: Mapping[str, Tensor], image_size: int | None) -> VisionOptions:
-    """CCLM-3M/4M's."""
     num_stages = _count(published, r"vision_encoder\.layers\.(\d+)\.")
     firsts = [f"vision_encoder.layers.{stage}.blocks.0" for stage in range(num_stages)]
     heads = tuple(published[f"{first}.{TABLE}"].shape[1] for first in firsts)
@@ -132,7 +124,6 @@ def _swin_tower(published: Mapping[str, Tensor], image_size: int | None) -> Visi
 
 
 def _beit_tower(published: Mapping[str, Tensor], image_size: int | None) -> VisionOptions:
-    """CCLM-X2VLM's."""
     rows, num_heads = published[f"vision_encoder.blocks.0.{TABLE}"].shape
     patch = published["vision_encoder.patch_embed.proj.weight"].shape[-1]
     return VisionOptions(

@@ -57,10 +57,8 @@ def open_source(source: str | Path) -> Mapping[str, Tensor]:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face folder, whatever number of files they are in.
-
-    Raises:
-        CheckpointError: a folder without weights.
+    """All tensors of a Hugging Face folder, whatever number of files they are in (CheckpointError: a folder without
+    weights).
     """
     for name in WEIGHT_FILES:
         index = folder / f"{name}{INDEX}"

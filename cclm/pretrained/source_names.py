@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from cclm.errors import CheckpointError
+from cclm.model.hf_text import build_text_tower, tower_config
+from cclm.model.hf_vision import build_tower
 from cclm.model.options import ModelOptions
 from cclm.pretrained.options import Layers, Reach
 from cclm.pretrained.published_names import follows_from_sizes
-from cclm.pretrained.tower_files import place_image_tower, place_text_tower
 
 Placement = dict[str, tuple[str, ...]]
 """Published name → keys of the source, stacked in this order."""
@@ -26,31 +28,24 @@ State = Mapping[str, Tensor]
 OUR_MARK = "text_encoder.embeddings.words.weight"
 X2VLM_MARK = "text_encoder.bert.embeddings.word_embeddings.weight"
 """Keys that only an export or import of ours, and only X2-VLM has."""
+IMAGE_TOWER, TEXT_TOWER, WORDS = "vision_encoder.tower.", "text_encoder.tower.", OUR_MARK
+"""What stands before the names that "hf" towers have in transformers in our model, and the word table."""
 
 
 def place_source(
     state: State, options: ModelOptions, where: str, reach: Reach = "auto", layers: Layers = "spread"
 ) -> Placement:
-    """Find out what a source file is and place its keys.
+    """Find out what a source file is and place its keys (CheckpointError: none of the kinds above, too few layers).
 
-    Args:
-        state: names and tensors of the file.
-        options: the model to start.
-        where: what to call the file in errors.
-        reach: which stacks an XLM-R's layers fill; "auto": as published, text and fusion for a Swin tower's model, else
-            text alone.
-        layers: which of its layers, as `StartConfig.text_layers`.
-
-    Raises:
-        CheckpointError: none of the kinds above, or too few layers.
+    `reach` and `layers`: as `text_fills` and `text_layers` of `StartConfig`.
     """
     as_it_is: Placement = {name: (name,) for name in state}
     if OUR_MARK in state:
         return as_it_is
-    if options.vision.architecture == "hf" and (tower := place_image_tower(state, options)):
+    if options.vision.architecture == "hf" and (tower := _hf_image_tower(state, options)):
         return tower
     is_own = options.text.architecture == "own"
-    if not is_own and (tower := place_text_tower(state, options)):
+    if not is_own and (tower := _hf_text_tower(state, options)):
         return tower
     for names in (as_it_is, _authors_names(state)):
         for marks, left in IMAGE_KINDS:
@@ -134,6 +129,55 @@ IMAGE_KINDS = (
 fine-tuned on classes has its norm behind the mean.)"""
 
 
+def _hf_image_tower(state: State, options: ModelOptions) -> Placement:
+    """An image tower of transformers; a mask token may be missing: it is never used."""
+    assert options.vision.tower is not None, "an hf tower has its configuration"
+    with torch.device("meta"):
+        tower = build_tower(options.vision.tower)
+    named = {name: IMAGE_TOWER + name for name, _ in tower.named_parameters()}
+    return _find(state, tower, named, optional=("mask_token",))
+
+
+def _hf_text_tower(state: State, options: ModelOptions) -> Placement:
+    """A text tower of transformers and its word table; what pools its states is left."""
+    assert options.text.tower is not None, "an hf tower has its configuration"
+    with torch.device("meta"):
+        tower = build_text_tower(tower_config(options.text.tower))
+    named = {name: TEXT_TOWER + name for name, one in tower.model.named_parameters() if one.requires_grad}
+    return _find(state, tower.model, {**named, tower.words_name: WORDS})
+
+
+def _find(state: State, tower: nn.Module, wanted: Mapping[str, str], optional: tuple[str, ...] = ()) -> Placement:
+    """Place a whole tower that stands behind one prefix in the file; nothing if the file does not hold it.
+
+    `wanted`: the tower's own names → ours; `optional`: how names end that may be missing.
+    """
+    renamed = _as_loaded(state, tower)
+    heads = {tuple(name.split(".")[:parts]) for name in renamed for parts in (0, 1, 2)}
+    for prefix in sorted(("".join(f"{part}." for part in head) for head in heads), key=len):
+        found: Placement = {
+            ours: (renamed[prefix + name],) for name, ours in wanted.items() if prefix + name in renamed
+        }
+        if all(ours in found or ours.endswith(optional) for ours in wanted.values()):
+            return found
+    return {}
+
+
+def _as_loaded(state: State, tower: nn.Module) -> dict[str, str]:
+    """Names as this version of transformers has them in memory → keys of the file, and the keys as they are."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    rules = [rule for rule in get_model_conversion_mapping(tower) if isinstance(rule, WeightRenaming)]
+    names = {key: key for key in state}
+    for key in state:
+        name = key
+        for rule in rules:
+            name, _ = rule.rename_source_key(name)
+        names[name] = key
+    return names
+
+
 def _xlm_roberta(
     state: State, prefix: str, options: ModelOptions, where: str, reach: Reach, layers: Layers
 ) -> Placement:
@@ -201,10 +245,8 @@ def _x2vlm(state: State) -> Placement:
 
 
 def choose_layers(layers: Layers, available: int, wanted: int, where: str) -> dict[int, int]:
-    """Source layer → target layer; "spread": the last of each of `wanted` runs of layers, as equal as they can be.
-
-    Raises:
-        CheckpointError: fewer layers than wanted, or a list that is not of `wanted` different layers of the source.
+    """Source layer → target layer; "spread": the last of each of `wanted` runs of layers, as equal as they can be
+    (CheckpointError: fewer layers than wanted, or a list that is not of `wanted` different layers of the source).
     """
     if available < wanted:
         raise CheckpointError(

@@ -94,7 +94,6 @@ class SearchBox:
 
     searcher: Searcher
     source: EmbedSource
-    """Where the images lie."""
     texts: EmbeddedSet | None = None
     """Captions, if they were embedded: what images are called, and examples of queries."""
     top_k: int = 10
@@ -201,7 +200,6 @@ class SearchBox:
         )
 
     def _by_fusion(self, text: str, hits: Sequence[Hit], guess: Guess | None) -> Ranking:
-        """The same images in the order of the fusion encoder."""
         ranking = Ranking(
             name="reranked",
             title="Re-ranked",

@@ -127,10 +127,8 @@ class Shards:
         return len(self._places)
 
     def rows(self, unit: int) -> list[Row]:
-        """An image and its captions, or every sentence of a group once; one row of what is damaged.
-
-        Raises:
-            DataError: a shard is not there now; it may be another time (`NOT_THERE`).
+        """An image and its captions, or every sentence of a group once; one row of what is damaged (DataError: a shard
+        is not there now; it may be another time (`NOT_THERE`)).
         """
         try:
             return self._rows(unit)

@@ -157,11 +157,7 @@ def check_other_test_set(shards: Path, dev_shards: Path) -> None:
 
 
 def deciding_groups(groups: Groups, names: Sequence[str] | None) -> dict[str, Sequence[str]]:
-    """Return the groups that decide a choice: the named ones, or all.
-
-    Raises:
-        ConfigError: there is no group of that name.
-    """
+    """Return the groups that decide a choice: the named ones, or all (ConfigError: there is no group of that name)."""
     chosen = list(groups) if names is None else list(names)
     unknown = [name for name in chosen if name not in groups]
     if unknown or not chosen:
@@ -181,9 +177,9 @@ def _results(loaded: LoadedSet, found: Measurement, groups: Groups, rule: Rerank
     }
 
 
-def gallery_of(loaded: LoadedSet, found: Measurement, seed: int = 0) -> Gallery:
+def gallery_of(loaded: LoadedSet, found: Measurement) -> Gallery:
     """Return one query per language with its best images by cosine, drawn by a seed and not by its result."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shown = []
     for language, result in found.languages.items():
         rows = loaded.tensors.queries[language].image_T

@@ -35,10 +35,8 @@ def score_set(
     *,
     on_unit: Callable[[int], None] = lambda unit: None,
 ) -> list[Path]:
-    """Make the parts that are missing; return all of them.
-
-    Raises:
-        ConfigError: the folder holds the scores of another model or set.
+    """Make the parts that are missing; return all of them (ConfigError: the folder holds the scores of another model or
+    set).
     """
     score = score_images if source.view is View.IMAGE_TEXT else score_pairs
     for part in prepare_folder(folder, facts, FACTS_NAME):

@@ -64,10 +64,8 @@ class Hit:
 def load_embedded(
     folder: Path, kind: str = "image", *, may_be_empty: bool = False, with_features: bool = True
 ) -> EmbeddedSet:
-    """Read all parts of an embedded set; without features, `feature_NE` has no columns.
-
-    Raises:
-        ConfigError: not an embedded set, not finished, or without rows of this kind.
+    """Read all parts of an embedded set; without features, `feature_NE` has no columns (ConfigError: not an embedded
+    set, not finished, or without rows of this kind).
     """
     import pyarrow as pa
     from pyarrow import compute as pc
@@ -110,11 +108,7 @@ def load_embedded(
 
 @dataclass(frozen=True, kw_only=True)
 class Searcher:
-    """A model, and a set that it embedded.
-
-    Raises:
-        ConfigError: another model embedded the set.
-    """
+    """A model, and a set that it embedded (ConfigError: another model embedded the set)."""
 
     opened: OpenedModel
     embedded: EmbeddedSet

@@ -131,11 +131,7 @@ class _Guard:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0: any that is free.
-
-    Raises:
-        ConfigError: no such address, or the port is taken.
-    """
+    """Return a socket that listens; port 0: any that is free (ConfigError: no such address, or the port is taken)."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -155,10 +151,8 @@ def address_of(listening: socket.socket) -> str:
 
 
 def serve(app: Any, listening: socket.socket) -> None:
-    """Answer requests until SIGINT or SIGTERM; those that have begun are finished, for five seconds at most.
-
-    Raises:
-        MissingDependencyError: uvicorn is not installed.
+    """Answer requests until SIGINT or SIGTERM; those that have begun are finished, for five seconds at most
+    (MissingDependencyError: uvicorn is not installed).
     """
     uvicorn = optional_library("uvicorn", "it serves the search page", "uvicorn", INSTALL)
     settings = uvicorn.Config(

@@ -21,7 +21,6 @@ from torch.nn import functional
 from cclm.errors import ConfigError
 
 STORES: Mapping[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
-"""Types of a stored component."""
 MOST_SAMPLED = 20_000
 """Rows whose features are remembered, to measure what storing them costs."""
 NUM_NEIGHBOURS = 10
@@ -59,10 +58,8 @@ class Storage:
 
 
 def storage_of(width: int, store: str, full_width: int) -> Storage:
-    """Return how the features of a model are to be stored; `width` 0: all components.
-
-    Raises:
-        ConfigError: no such type, or more components than the model gives.
+    """Return how the features of a model are to be stored; `width` 0: all components (ConfigError: no such type, or
+    more components than the model gives).
     """
     if store not in STORES:
         raise ConfigError(where="--store", expected=", ".join(STORES), got=repr(store), do="Choose one of these.")

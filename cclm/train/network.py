@@ -21,8 +21,7 @@ from cclm.engine.protocol import Engine, seed_initialisation
 from cclm.errors import ConfigError
 from cclm.files.atomic import replace_text
 from cclm.hub.open import model_config
-from cclm.model.checkpointing import checkpoint_activations
-from cclm.model.compiling import compile_blocks
+from cclm.model.blocks import checkpoint_activations, compile_blocks
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.ops.choice import ModelKernels, Network
 from cclm.pretrained.initialise import source_weights, start_model

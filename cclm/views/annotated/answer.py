@@ -106,13 +106,13 @@ class AnswerSource(AnnotatedSource[AnswerConfig, AnswerBatch]):
             **self.shared_fields(samples, rows),
         )
 
-    def evaluated(self, rows: Sequence[Row], first: int = 0, *, with_images: bool = True) -> AnswerBatch:
+    def evaluated(self, rows: Sequence[Row], first: int = 0) -> AnswerBatch:
         """Build a batch for evaluation, with all known answers or the questions' own choices.
 
         Raises:
             ConfigError: some questions have choices and others have none.
         """
-        batch = super().evaluated(rows, first, with_images=with_images)
+        batch = super().evaluated(rows, first)
         choices = [choices_of(row) for row in rows]
         if not any(choices):
             return replace(batch, candidates=self._candidates)

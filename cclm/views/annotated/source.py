@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -101,6 +102,8 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         ConfigError: a file that is not there or not readable, or fewer rows than a batch holds.
     """
 
+    _opens_images = True  # else black dots stand for them (`look_at`)
+
     def _open(self, cache: CacheConfig) -> tuple[list[RowSet], EpochStream]:
         config, sources = self.config, self.config.ordered_sources
         sets = [RowSet(config.path(source.path), config.format, key) for key, source in sources.items()]
@@ -141,18 +144,20 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
             ConfigError, DataError: as `evaluated`; an image that is not there.
         """
         self.images.look_for(dict.fromkeys(name for row in rows for name in images_of(row)))
+        blind = copy(self)
+        blind._opens_images = False
         for batch in batches_of(rows, batch_size):
-            self.evaluated(batch, with_images=False)
+            blind.evaluated(batch)
 
-    def evaluated(self, rows: Sequence[Row], first: int = 0, *, with_images: bool = True) -> BatchType:
-        """Build a batch for evaluation: nothing is drawn, cropped or replaced. `with_images`: or black dots.
+    def evaluated(self, rows: Sequence[Row], first: int = 0) -> BatchType:
+        """Build a batch for evaluation: nothing is drawn, cropped or replaced.
 
         Raises:
             DataError: a text or an image that cannot be used.
         """
         samples = []
         for row in rows:
-            pixels = [self._tested(name) if with_images else _DOT for name in images_of(row)]
+            pixels = [self._tested(name) for name in images_of(row)]
             try:
                 samples.append(self.sample_of(row, pixels, is_test=True))
             except DataError as error:  # of a text: only the row says which
@@ -160,6 +165,8 @@ class AnnotatedSource(SampleSource[Settings, RowSample], Generic[Settings, Batch
         return self.collate(samples, range(first, first + len(samples)))
 
     def _tested(self, name: str) -> NDArray[Any]:
+        if not self._opens_images:
+            return _DOT
         return eval_image(decode_image(self.images.read(name), where=name), self.config.transform)
 
     @abstractmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cclm.model.checkpointing import blocks_of, checkpoint_activations
+from cclm.model.blocks import blocks_of, checkpoint_activations
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.hf_vision import build_tower
 from cclm.model.layers import forget
@@ -98,7 +98,7 @@ def test_a_dropped_activation_comes_back_bit_by_bit(mode: str) -> None:
 
 def test_without_gradients_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(OURS, "full", "text")
-    monkeypatch.setattr("cclm.model.checkpointing.checkpoint", None)
+    monkeypatch.setattr("cclm.model.blocks.checkpoint", None)
     with torch.no_grad():
         assert run(model.eval(), "text").shape == (6, 8, 32)
 

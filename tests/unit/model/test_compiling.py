@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from cclm.model.checkpointing import blocks_of, checkpoint_activations
-from cclm.model.compiling import compile_blocks
+from cclm.model.blocks import blocks_of, checkpoint_activations, compile_blocks
 from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.modeling_cclm import CCLMModel
 from tests.unit.model.test_checkpointing import OURS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cclm.engine.parts import freeze
-from cclm.model.checkpointing import checkpoint_activations
+from cclm.model.blocks import checkpoint_activations
 from cclm.model.modeling_cclm import CCLMModel
 from tests.left_to_long import left_to_slow
 from tests.unit.model.hf_texts import CONFIGS, WIDTH, shaken, text_options

@@ -15,7 +15,7 @@ from cclm.model.configuration_cclm import CCLMConfig
 from cclm.model.kernels import Kernels, use_kernels
 from cclm.model.modeling_cclm import CCLMModel
 from cclm.model.options import DROPS_PATCHES, ModelOptions, VisionOptions
-from cclm.model.patch_dropping import kept_patches, mix64
+from cclm.model.vision import kept_patches, mix64
 from tests.tiny_families import TINY_BEIT, TINY_SWIN
 from tests.unit.model.hf_towers import CONFIGS
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cclm.pretrained.bias_tables import resize_bias_table, resizing_matrix, source_positions
+from cclm.pretrained.bias_tables import resize_bias_table, source_positions, spread
 
 
 @pytest.mark.parametrize(("source", "target"), [(13, 23), (13, 29), (7, 9), (5, 13)])
@@ -14,13 +14,13 @@ def test_cubic_polynomials_are_reproduced(source: int, target: int) -> None:
     wanted = (np.arange(target) - target // 2).clip(positions[0], positions[-1])
     for power in range(4):
         scale = max(1.0, float(np.abs(positions).max()) ** power)
-        found = resizing_matrix(source, target) @ positions**power
+        found = spread(positions**power, target)
         np.testing.assert_allclose(found / scale, wanted**power / scale, atol=1e-10)
 
 
 def test_a_spline_is_not_one_polynomial() -> None:
     positions = source_positions(13, 23)
-    found = resizing_matrix(13, 23) @ np.abs(positions)
+    found = spread(np.abs(positions), 23)
     wanted = np.abs(np.arange(23) - 11.0)
     assert np.abs(found - wanted).max() < 0.3
     assert np.abs(found - wanted).max() > 1e-3
@@ -38,7 +38,7 @@ def test_the_ratio_reaches_the_border() -> None:
 
 def test_a_ratio_at_its_bound_leaves_the_edge_outside() -> None:
     assert source_positions(7, 11)[-1] == pytest.approx(1 + 1.5 + 2.25, abs=1e-4)
-    matrix = resizing_matrix(7, 11)
+    matrix = spread(np.eye(7), 11)
     np.testing.assert_allclose(matrix[0], np.eye(7)[0], atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cclm.data.loader import StepDataset
 from cclm.errors import ConfigError, DataError
 from cclm.recipe.epochs import steps_per_epoch, with_epochs
 from cclm.views.annotated.classify import ClassifyBatch, ClassifySource
+from cclm.views.annotated.rows import Row
 from cclm.views.annotated.source import EpochStream
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 from tests.tiny_training import as_config, dataset_of
@@ -105,3 +107,22 @@ def test_a_broken_image_is_replaced_in_training_and_stops_an_evaluation(data: Pa
     with pytest.raises(DataError) as caught:
         dataset_of(as_config(alone(data, data.parent)))[0]
     assert caught.value.reason == "neighbourhood_broken" and "shards" not in caught.value.do
+
+
+def test_rows_are_looked_at_without_images_by_a_source_that_evaluates_in_its_own_way(data: Path) -> None:
+    """As a package's own task may, by the signature that `evaluated` has always had."""
+
+    class Own(ClassifySource):
+        def evaluated(self, rows: Sequence[Row], first: int = 0) -> ClassifyBatch:
+            seen.append(len(rows))
+            return super().evaluated(rows, first)
+
+    seen: list[int] = []
+    shared = dataset_of(as_config(alone(data, data.parent))).sources["classify"]
+    source = Own(shared.name, shared.config, shared.tokenizer, 0)  # type: ignore[arg-type]
+    rows = source.sets[0].rows  # type: ignore[attr-defined]
+    (data / "flickr30k-images" / "red_box.jpg").write_bytes(b"no image")
+    source.look_at(rows, 4)
+    assert sum(seen) == len(rows)
+    with pytest.raises(DataError):
+        source.evaluated(rows)
