@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from threading import Thread
 from typing import Final
 
 from cclm.errors import ConfigError
@@ -43,36 +42,29 @@ def train_pieces(words: Mapping[str, int], size: int, coverage: float, do: str) 
     import sentencepiece
 
     model = io.BytesIO()
-    failed: list[Exception] = []
-
-    def train() -> None:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(words),
-                input_format="tsv",
-                max_sentence_length=16 * LONGEST_WORD,
-                model_writer=model,
-                model_type="unigram",
-                vocab_size=size + 1,  # and its own <unk>
-                hard_vocab_limit=False,
-                character_coverage=coverage,
-                normalization_rule_name="identity",  # they are normalised
-                unk_id=0,
-                bos_id=-1,
-                eos_id=-1,
-                pad_id=-1,
-                num_threads=NUM_THREADS,
-                minloglevel=2,
-            )
-        except (RuntimeError, OSError) as error:
-            failed.append(error)
-
-    # Not in this thread: Python would not look at Ctrl-C before the training has ended.
-    thread = Thread(target=train, daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        got = " ".join(str(failed[0]).split())
-        raise ConfigError(expected="texts that sentencepiece can train on", got=got, do=do) from failed[0]
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(words),
+            input_format="tsv",
+            max_sentence_length=16 * LONGEST_WORD,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size + 1,  # and its own <unk>
+            hard_vocab_limit=False,
+            character_coverage=coverage,
+            normalization_rule_name="identity",  # they are normalised
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=NUM_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            expected="texts that sentencepiece can train on",
+            got=" ".join(str(error).split()),
+            do=do,
+        ) from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [(trained.id_to_piece(number), trained.get_score(number)) for number in range(1, len(trained))]

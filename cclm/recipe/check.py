@@ -152,7 +152,7 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
             if one.view:
                 samples[one.view] = samples.get(one.view, 0) + manifest.totals.samples
                 languages.setdefault(one.view, set()).update(manifest.totals.languages)
-                for wanted in _wanted_languages(config.views[one.view]):
+                for wanted in _wanted_languages(config.views[one.view]) if _is_drawn_from(config, one) else ():
                     if wanted.isdisjoint(manifest.totals.languages):
                         expected = f"expected texts in {' or '.join(sorted(wanted))}"
                         converter.add(one.key, f"{expected}, got none in {one.path}", "wrong_value")
@@ -173,6 +173,14 @@ def _check_sets(config: RunConfig, converter: Converter, look: Look) -> Iterator
         nowhere = set[str]().union(*_wanted_languages(config.views[view])) - languages[view]
         if view not in unknown and nowhere:
             yield f"views.{view}: none of its sets has texts in {', '.join(sorted(nowhere))}."
+
+
+def _is_drawn_from(config: RunConfig, one: NamedSet) -> bool:
+    """Whether a set's source has a weight at any time; without weights it has."""
+    name, mix = one.key.split(".")[-2], config.views[one.view].mix
+    weights = [config.views[one.view].ordered_sources[name].weight]
+    weights += [stage.weights.get(name) for stage in mix.schedule if stage.weights is not None]
+    return any(weight != 0 for weight in weights)
 
 
 def _wanted_languages(view: ViewConfig) -> Iterator[set[str]]:

@@ -77,8 +77,8 @@ class Profile(SiteOptions):
     scratch: LocalPath | None = None
     """Folder on each node's own disk; preflight writes and measures there."""
     sbatch: Mapping[str, TextOrNothing] = field(default_factory=dict)
-    """Further options of sbatch, without the leading dashes; an empty value gives a bare option. What the command line
-    asks for wins over them."""
+    """Further options of sbatch, without the leading dashes; an empty value gives a bare option. They win
+    over defaults, and `--time`, `--cpus-per-task`, `--partition` and the like win over them."""
 
 
 @dataclass(frozen=True, kw_only=True)

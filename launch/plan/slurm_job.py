@@ -180,7 +180,9 @@ def _directives(plan: SlurmPlan) -> dict[str, str]:
         "open-mode": "append",
     }
     ours = {**{name: value for name, value in chosen.items() if value is not None}, "requeue": ""}
-    return {**ours, **plan.profile.sbatch, **ours, **request.sbatch}
+    asked = {name for name in SBATCH_OPTIONS if getattr(request, name)}
+    asked |= {name for name, value in (("time", request.time), ("cpus-per-task", request.cpus_per_task)) if value}
+    return {**ours, **plan.profile.sbatch, **{name: ours[name] for name in asked}, **request.sbatch}
 
 
 def _srun(plan: SlurmPlan) -> tuple[str, ...]:

@@ -157,7 +157,7 @@ def problems(
         yield warn("profile", f"account {profile.account} is none of yours ({mine}): adapt it")
     chosen = [item for item in cluster.partitions if profile.partition in (None, item.name)]
     yield from _preemption(cluster, chosen, save_s)
-    usual = profile.sbatch.get("time", DEFAULT_TIME)
+    usual = profile.sbatch.get("time") or DEFAULT_TIME
     short = [f"{item.name} {item.max_time}" for item in chosen if _seconds(item.max_time) < _seconds(usual)]
     if short:
         yield warn("time limit", f"{', '.join(short)}: shorter than the {usual} that a job asks for; give --time")

@@ -21,7 +21,7 @@ from cclm.errors import ConfigError, DataError
 from cclm.shardfile.manifest import Manifest
 from cclm.shardfile.verify import find_faults
 from shards.build import build_sets
-from shards.parts import Share
+from shards.scan import Share
 from tests.unit.shards.conftest import no_waiting_for_the_disk
 from tests.unit.shards.tiny_corpora import bytes_below, count_and_make, image_plan, text_plan, unlike_plan
 
@@ -166,7 +166,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from shards.build import build_sets
-from shards.parts import Share
+from shards.scan import Share
 from tests.parity.test_shard_build import plans
 
 left = [int(sys.argv[2])]

@@ -191,6 +191,10 @@ def test_languages_that_no_set_has_are_found_without_torch(tmp_path: Path, corpu
     assert refusal(tmp_path, settings)[key].endswith(f"expected texts in fr or xx, got none in {corpus / 'images'}")
     view["languages"] = ["en", "xx"]
     assert check(tmp_path, settings).notes == ("views.image_text: none of its sets has texts in xx.",)
+    view["languages"], sources = ["fr"], view["sources"]
+    view["sources"] = {"images": {**sources["images"], "weight": 0}, "others": {**sources["images"], "weight": 1}}
+    assert set(refusal(tmp_path, settings)) == {"views.image_text.sources.others.path"}, "nothing is drawn from images"
+    view["sources"] = sources
     stages = [{"start_step": 3, "language_weights": {"fr": 1, "en": 0}}]
     view |= {"languages": None, "mix": {"language_weights": {"en": 1}, "schedule": stages}}
     assert "expected texts in fr, got none" in refusal(tmp_path, settings)[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,11 @@ def test_a_folder_without_anything(tmp_path: Path) -> None:
     assert found.loss is found.eta_s is found.total_steps is found.silent_s is None
 
 
-def test_a_run_that_trains(tmp_path: Path) -> None:
+def test_a_run_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_log(tmp_path, [(9, 100.0, 3.0), (19, 120.0, 2.5)], rest='{"step": 29, "val')
     (tmp_path / "config.yaml").write_text("optimizer: {total_steps: 120}\n")
-    RankStatus(tmp_path, 0, clock=lambda: 120.0).write(20, "training")
+    monkeypatch.setattr(time, "time", lambda: 120.0)
+    RankStatus(tmp_path, 0).write(20, "training")
     found = read_progress(tmp_path, now=125.0)
     assert (found.phase, found.step, found.loss, found.samples_per_s) == ("training", 20, 2.5, 4.0)
     assert found.eta_s == pytest.approx(100 * 2.0), "ten steps took twenty seconds, and a hundred are left"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import threading
 import tracemalloc
 from collections import Counter
 from itertools import product
@@ -17,7 +15,6 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from cclm.data.train_pieces import train_pieces
 from cclm.errors import ConfigError
 from shards import tokenizer as tokenizer_module
 from shards.build import build_sets
@@ -171,22 +168,3 @@ def test_memory_holds_the_sample_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 1_000_000
-
-
-def test_control_c_is_seen_while_the_trainer_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, ended = threading.Event(), threading.Event()
-
-    def train(**_: object) -> None:
-        assert threading.current_thread() is not threading.main_thread()
-        begun.set()
-        ended.wait()
-
-    def press() -> None:
-        begun.wait()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
-    threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt):
-        train_pieces({"a": 2, "b": 1}, 10, 1.0, "Name other texts.")
-    ended.set()

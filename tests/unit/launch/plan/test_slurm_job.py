@@ -53,9 +53,12 @@ def test_the_command_line_wins_over_the_profile() -> None:
 
 
 def test_options_win_over_entries_of_the_profile_for_sbatch_of_the_same_name() -> None:
-    profile = Profile(sbatch={"time": "1:00:00", "partition": "small", "signal": "B:USR1@9", "mem": "0"})
-    given = plan_job(replace(REQUEST, time="2:00:00", partition="large"), profile).directives
-    assert (given["time"], given["partition"], given["signal"], given["mem"]) == ("2:00:00", "large", "B:USR1@300", "0")
+    sbatch = {"time": "1:00:00", "partition": "small", "cpus-per-task": "12", "gpus-per-node": "h100:8", "mem": "0"}
+    profile = Profile(sbatch=sbatch)
+    given = plan_job(replace(REQUEST, time="2:00:00", partition="large", cpus_per_task=4), profile).directives
+    assert (given["time"], given["partition"], given["cpus-per-task"]) == ("2:00:00", "large", "4")
+    given = plan_job(REQUEST, profile).directives
+    assert sbatch.items() <= given.items(), "a site's entries win over defaults"
     assert {"time": "1:00:00", "partition": "small"}.items() <= plan_job(REQUEST, profile).directives.items()
     assert plan_job(REQUEST, Profile()).directives["time"] == "24:00:00"
     with pytest.raises(ConfigError, match="--time 1:00:00 is not longer than the 3600 s"):
