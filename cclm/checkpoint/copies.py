@@ -83,9 +83,9 @@ def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
     damaged copy is passed over, with a line on standard error, and set aside once a sound one is here. Raise
     CheckpointError on every rank if the URL cannot be read or written, or all copies are damaged."""
     is_first = ranks.rank == 0
-    if on_every_rank(ranks, lambda: is_first and bool(checkpoints.visible_checkpoints(run_folder)), "list checkpoints")[
-        0
-    ]:
+    found = partial(checkpoints.visible_checkpoints, run_folder)
+    has_any = on_every_rank(ranks, lambda: is_first and bool(found()), "list checkpoints")
+    if has_any[0]:
         return
     damaged = set[int]()
     with run_lock(run_folder) if is_first else nullcontext():

@@ -162,9 +162,8 @@ def copy_run(run_folder: Path, url: str, keep: int, keep_every: int | None = Non
             do="Give each run a URL of its own.",
         )
     for step, path in sorted(here.items(), reverse=True):
-        if step in copies and copies[step].files[OF_CHECKPOINT + checkpoints.MARKER] == checkpoints.record_file(
-            path / checkpoints.MARKER
-        ):
+        marker = copies[step].files[OF_CHECKPOINT + checkpoints.MARKER] if step in copies else None
+        if marker is not None and marker == checkpoints.record_file(path / checkpoints.MARKER):
             continue
         try:
             copies[step] = store.put(run_folder, path)

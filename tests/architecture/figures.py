@@ -40,7 +40,7 @@ BUDGETS = {
     "cclm/pretrained": 1970,
     "cclm/recipe": 690,
     "cclm/report": 910,
-    "cclm/retrieve": 1740,
+    "cclm/retrieve": 1750,
     "cclm/rows": 900,
     "cclm/run": 2740,
     "cclm/shardfile": 1860,
