@@ -83,8 +83,8 @@ def bring_in(ranks: Collectives, run_folder: Path, url: str) -> None:
     damaged copy is passed over, with a line on standard error, and set aside once a sound one is here. Raise
     CheckpointError on every rank if the URL cannot be read or written, or all copies are damaged."""
     is_first = ranks.rank == 0
-    found = partial(checkpoints.visible_checkpoints, run_folder)
-    has_any = on_every_rank(ranks, lambda: is_first and bool(found()), "list checkpoints")
+    visible = partial(checkpoints.visible_checkpoints, run_folder)
+    has_any = on_every_rank(ranks, lambda: is_first and bool(visible()), "list checkpoints")
     if has_any[0]:
         return
     damaged = set[int]()
