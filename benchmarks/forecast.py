@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import add_json_option, write_figures
-from benchmarks.resume import peak_mb
 from cclm.forecast.needs import forecast
 from cclm.recipe.read import RECIPES, read_recipe
+from cclm.run.machine import process_memory_bytes
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 PEAKS = "peak_{}.json"
@@ -78,7 +78,7 @@ def be_rank(path: Path) -> int:
 
     code = train(["--recipe", str(path)])
     run = Path(read_recipe(["--recipe", str(path)], RECIPES).run_folder)
-    (run / PEAKS.format(os.environ.get("RANK", "0"))).write_text(json.dumps(peak_mb()))
+    (run / PEAKS.format(os.environ.get("RANK", "0"))).write_text(json.dumps(process_memory_bytes()[1] / 2**20))
     return code
 
 

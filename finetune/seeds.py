@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from cclm.errors import ConfigError
 from cclm.files.command_line import say
-from cclm.files.node import plain
-from cclm.files.reading import parse_arguments, read_yaml
+from cclm.files.node import Node, plain
+from cclm.files.reading import parse_arguments, plain_value, read_yaml
 from cclm.files.shipped import find_shipped
 from cclm.run.launcher import adopt_place
 
@@ -58,7 +58,11 @@ def commands_of_seeds(
     if not settings.get("run_folder"):
         do = "Add --run_folder runs/NAME."
         raise ConfigError(where="run_folder", expected="a folder for the runs of all seeds", got="none", do=do)
-    first = int(settings.get("seed", FIRST_SEED))
+    try:
+        first = int(settings.get("seed", FIRST_SEED))
+    except (TypeError, ValueError):
+        got = repr(settings["seed"])
+        raise ConfigError(where="seed", expected="a whole number", got=got, do="Give the first seed.") from None
     for seed in range(first, first + seeds):
         folder = str(Path(str(settings["run_folder"])) / f"seed_{seed}")
         own = [word.replace(PLACEHOLDER, str(seed)) for word in words]  # of two values of a key the later one counts
@@ -76,7 +80,12 @@ def _own_settings(words: Sequence[str], recipes: Path) -> dict[str, Any]:
         path = find_shipped(name, recipes, ".yaml", where="recipe", do="Check the name.")
         content = read_yaml(path, expected="a recipe", do="Repair it.")
         found |= {key: content[key] for key in OWN if isinstance(content, Mapping) and key in content}
-    return found | {key: plain(value) for key, value in line.overrides if key in OWN}
+    given = ((key, _value(key, node)) for key, node in line.overrides if key in OWN)
+    return found | {key: value for key, value in given if value not in (None, "")}
+
+
+def _value(key: str, node: Node) -> Any:
+    return plain(node) if node.text is None else plain_value(node.text, f"--{key}")
 
 
 def run_seeds(words: Sequence[str], recipes: Path, *, seeds: int, ranks: int = 1) -> int:

@@ -157,7 +157,7 @@ def read_cvqa(
     `translated`: the English translations, whose rows keep the language that they were asked in.
     """
     rows = read_rows(str(path), path, needed=_COLUMNS)
-    return read_entries(path, language, rows, partial(_of_cvqa, "Translated " if translated else ""), problems)
+    return read_entries(path, language or None, rows, partial(_of_cvqa, "Translated " if translated else ""), problems)
 
 
 def _of_cvqa(prefix: str, wanted: Language, entry: Entry) -> QuestionRow | Dropped:

@@ -60,19 +60,22 @@ def entries_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | DataError]
 
 def read_entries(
     path: Path,
-    language: str,
+    language: str | None,
     entries: Iterable[tuple[str, Entry | DataError]],
     make: Callable[[Language, Entry], Row | Dropped],
     problems: Problems | None = None,
 ) -> AnnotationFile[Row]:
-    """Return the rows that `make(tag, entry)` makes; the language "" stands for a file of several.
+    """Return the rows that `make(tag, entry)` makes; no language stands for a file of several, whose tag is "".
 
     Raises:
         DataError: no such language; the first entry that is not as the format says, with file and line (unless
             `problems` are given); one that ends the file (reason file_broken) too.
     """
-    tag, rows, num_entries, dropped = _sorted(path, language, entries, make, problems)
-    return AnnotationFile(path=path, language=tag, rows=tuple(rows), num_entries=num_entries, dropped=dropped)
+    tag = "" if language is None else _known_language(path, language)
+    made = list(_made(path, entries, partial(make, tag), problems))
+    dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
+    rows = tuple(item for item in made if item is not None and not isinstance(item, Dropped))
+    return AnnotationFile(path=path, language=tag, rows=rows, num_entries=len(made), dropped=dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +99,16 @@ def read_captions(
 
     Blank captions are dropped, and images that have no other. Raises DataError as `read_entries` does.
     """
-    tag, items, num_entries, dropped = _sorted(path, language, entries, make, problems)
+    tag, num_entries, dropped = _known_language(path, language), 0, Counter[str]()
     found: dict[str, tuple[str, list[str]]] = {}
-    for item in items:
-        kept = [caption for caption in item.captions if caption.strip()]
-        dropped[BLANK_CAPTION] += len(item.captions) - len(kept)
-        found.setdefault(item.id, (item.image, []))[1].extend(kept)
+    for item in _made(path, entries, partial(make, tag), problems):  # one after another: there may be millions
+        num_entries += 1
+        if isinstance(item, Dropped):
+            dropped[item.reason] += 1
+        elif item is not None:
+            kept = [caption for caption in item.captions if caption.strip()]
+            dropped[BLANK_CAPTION] += len(item.captions) - len(kept)
+            found.setdefault(item.id, (item.image, []))[1].extend(kept)
     rows = [
         CaptionRow(id=identity, image=image, captions=tuple(captions), language=tag)
         for identity, (image, captions) in found.items()
@@ -112,21 +119,12 @@ def read_captions(
     return AnnotationFile(path=path, language=tag, rows=tuple(rows), num_entries=num_entries, dropped=counts)
 
 
-def _sorted(
-    path: Path,
-    language: str,
-    entries: Iterable[tuple[str, Entry | DataError]],
-    make: Callable[[Language, Entry], Made | Dropped],
-    problems: Problems | None,
-) -> tuple[Language, list[Made], int, Counter[str]]:
-    """Return the language's tag, what is made of the entries, how many they are, and the reasons of dropped ones."""
-    tag = language_tag(language) if language else ""
+def _known_language(path: Path, name: str) -> Language:
+    """Return the tag of a language (DataError: it is none, reason language_unknown)."""
+    tag = language_tag(name)
     if tag is None:
-        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(language), str(path))
-    made = list(_made(path, entries, partial(make, tag), problems))
-    dropped = Counter(item.reason for item in made if isinstance(item, Dropped))
-    kept = [item for item in made if item is not None and not isinstance(item, Dropped)]
-    return tag, kept, len(made), dropped
+        refuse("language_unknown", "a language, such as en, pt-BR or zh-Hant", repr(name), str(path))
+    return tag
 
 
 def _made(

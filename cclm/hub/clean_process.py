@@ -9,6 +9,7 @@ a user's. It calls what people call (`AutoProcessor`, `get_image_features`, …)
 
 from __future__ import annotations
 
+import importlib.abc
 import json
 import runpy
 import sys
@@ -24,10 +25,18 @@ HIDDEN = ("cclm", "pretrain", "shards", "launch", "jaxtyping")
 """Our own packages, wherever they are installed; jaxtyping too, which is for our tests."""
 
 
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Makes `HIDDEN` unimportable."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Refuse our names; leave others to the next finder."""
+        if fullname.split(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"{fullname} is hidden: an export must not need it", name=fullname)
+
+
 def main(*paths: Path) -> None:
     """Compute the outputs of each of the exports."""
-    for hidden in HIDDEN:
-        sys.modules[hidden] = None  # type: ignore[assignment]
+    sys.meta_path.insert(0, _Hidden())
     for place in range(0, len(paths), 3):
         write_outputs(*paths[place : place + 3])
 

@@ -35,6 +35,8 @@ from cclm.retrieve.storage import STORES, Storage
 
 FACTS_NAME = "_embedding.json"
 """Begins with "_", so that readers of Parquet folders pass over it."""
+DEFAULTS = {"store": "fp32"}
+"""Of sets that older versions wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def prepare_folder(folder: Path, facts: EmbeddingFacts, facts_name: str = FACTS_
                 do="Give another --to.",
             )
         atomic.replace_text(folder / facts_name, json.dumps(wanted, indent=1) + "\n", durable=True)
-    elif other := [name for name, value in wanted.items() if found.get(name) != value]:
+    elif other := [name for name, value in wanted.items() if found.get(name, DEFAULTS.get(name)) != value]:
         raise ConfigError(
             where=str(folder),
             expected="the model, source and options that the folder was begun with",

@@ -86,6 +86,17 @@ def test_odd_values(name: str, value: Any, read: Callable[..., Any], language: s
         read_both_ways(read, path, language)
 
 
+@pytest.mark.parametrize(("name", "value", "read", "_"), READERS, ids=[reader[0] for reader in READERS])
+def test_every_reader_wants_a_language(name: str, value: Any, read: Callable[..., Any], _: str, tmp_path: Path) -> None:
+    """CVQA's alone may be read in all of its languages."""
+    path = tmp_path / name
+    path.write_bytes(written(name, value))
+    for language in ("", "klingonish"):
+        with pytest.raises(DataError) as found:
+            read(path, language)
+        assert found.value.reason == "language_unknown"
+
+
 def test_damaged_lines_and_answers(tmp_path: Path) -> None:
     draw = random.Random(0)
     write_text(tmp_path / "test_image_names.txt", "1.jpg\n2.jpg\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cclm.annotations.captions import (
     read_wit,
     read_xm3600,
 )
+from cclm.annotations.reading import Captioned, read_captions
 from cclm.annotations.rows import AnnotationFile, CaptionRow
 from cclm.errors import DataError
 from tests.unit.annotations.annotation_files import broken_at, write_json, write_lines, write_text
@@ -65,6 +67,21 @@ def test_captions_with_numbers_and_published_lists(tmp_path: Path) -> None:
 )
 def test_captions_that_are_wrong_are_named_by_their_line(name: str, text: str, place: str, tmp_path: Path) -> None:
     assert broken_at(read_flickr30k, write_text(tmp_path / name, text), "en") == ("line_broken", place)
+
+
+def test_entries_are_read_one_after_another(tmp_path: Path) -> None:
+    """Files have millions of them: of those before, the captions alone are kept."""
+    seen, most = list[weakref.ref[Captioned]](), 0
+
+    def make(_: str, number: int) -> Captioned:
+        nonlocal most
+        most = max(most, sum(one() is not None for one in seen))
+        item = Captioned(id=str(number), image=f"{number}.jpg", captions=["a"])
+        seen.append(weakref.ref(item))
+        return item
+
+    read = read_captions(tmp_path, "en", ((f"file:{number}", number) for number in range(50)), make)
+    assert read.num_entries == len(read.rows) == 50 and most <= 1
 
 
 def test_karpathys_splits(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_published_lists_of_statements(tmp_path: Path) -> None:
         ("en:0", 1, "train/1.png"),
         ("en:1", 0, "images/3.png"),
     ], "a row without an id is no translation of the one in its place in another language"
+    lines = read_statements(write_lines(tmp_path / "marvl-de.jsonl", rows), "de")
+    assert [row.id for row in lines.rows] == ["de:1", "de:2"]
 
 
 def test_a_test_set_may_keep_its_labels(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cclm.evaluate.results import ResultStore, derive
 from cclm.files.reading import to_yaml
 from cclm.run.checkpoints import pinned
 from finetune.__main__ import main
+from finetune.tasks.table import TASKS
 from tests.tiny_finetune import alone, stand_in, write_tokenizer
 
 LANGUAGES = {
@@ -37,6 +38,10 @@ def tiny(folder: Path) -> Path:
     own["views"] = {"retrieve": {**view, "transform": {"method": "affine", "size": 16, "randaugment": None}}}
     (folder / "tiny.yaml").write_text(to_yaml(own), encoding="utf-8")
     return folder / "tiny.yaml"
+
+
+def test_every_benchmark_of_retrieval_is_drawn_here() -> None:
+    assert set(LANGUAGES) == {name for name, task in TASKS.items() if task.view == "retrieve"}
 
 
 @pytest.mark.parametrize("task", list(LANGUAGES))

@@ -61,6 +61,29 @@ def test_an_option_without_a_value_takes_no_other_one() -> None:
     assert command[1:4] == ["--recipe", "xvnli", "--seed"], "the program says that a value is missing"
 
 
+@pytest.mark.parametrize("empty", [("--seed=", "--run_folder="), ("--seed", "", "--run_folder", "~")])
+def test_an_empty_value_is_none(tmp_path: Path, empty: tuple[str, ...]) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("run_folder: runs/own\nseed: 5\n")
+    assert commands("--recipe", str(recipe), *empty, number=1)[0][-3::2] == ["5", "runs/own/seed_5"]
+    assert commands("--recipe", str(recipe), "--seed", "0", number=1)[0][-1] == "runs/own/seed_0"
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--seed", "[a"), "--seed"),
+        (("--seed", "[1]"), "seed"),
+        (("--seed", "one"), "seed"),
+        (("--run_folder", "{a: 1, a: 2}"), "--run_folder"),
+    ],
+)
+def test_what_is_no_seed_and_no_folder_is_refused(words: tuple[str, ...], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        commands("--recipe", "xvnli", *words)
+    assert caught.value.where == where
+
+
 def test_the_later_one_of_two_values_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tokenizer(tmp_path)
     recipe = tmp_path / "own.yaml"

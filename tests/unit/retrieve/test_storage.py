@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional
 from cclm.cli.__main__ import main
 from cclm.errors import ConfigError
 from cclm.hub.open import OpenedModel
-from cclm.retrieve.embed import Embedder, embed, prepare_folder
+from cclm.retrieve.embed import FACTS_NAME, Embedder, embed, prepare_folder
 from cclm.retrieve.embed_source import Shards
 from cclm.retrieve.search import load_embedded, search
 from cclm.retrieve.storage import Storage, StorageCost, storage_of
@@ -123,6 +124,20 @@ def test_search_reads_what_embed_stored(opened: OpenedModel, tmp_path: Path, sto
     assert all(hit.cosine == pytest.approx(cosines[hit.key], abs=0.02) for hit in hits)
     with pytest.raises(ConfigError, match="another width, another store"):
         prepare_folder(tmp_path / "small", whole)
+
+
+def test_a_set_of_an_older_version_goes_on(opened: OpenedModel, tmp_path: Path) -> None:
+    """Its facts know no type of stored features: it was fp32."""
+    write_images(tmp_path / "images", 3)
+    source, out = Shards(tmp_path / "images"), tmp_path / "out"
+    facts = facts_of(opened, source)
+    embed(Embedder(opened=opened), source, out, facts)
+    known = json.loads((out / FACTS_NAME).read_text())
+    assert known.pop("store") == "fp32"
+    (out / FACTS_NAME).write_text(json.dumps(known))
+    assert prepare_folder(out, facts) == [] and load_embedded(out).facts == facts
+    with pytest.raises(ConfigError, match="another store"):
+        prepare_folder(out, replace(facts, store="int8"))
 
 
 def test_the_command_says_what_it_costs(
