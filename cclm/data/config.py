@@ -49,14 +49,21 @@ class ViewConfig:
         if self.negative_group == 0:
             object.__setattr__(self, "negative_group", self.batch_size)
 
-    teacher: ClassVar[TeacherConfig | None] = None
-    """Whose features the view's own are pulled to; None: nobody's."""
-    length_buckets: ClassVar[int] = 1
-    """Parts of similar text length in which a window is read; more than 1 needs `Source.lengths`."""
     record_view: ClassVar[View | None]
     """What the shard sets must hold; None: the sources are annotation files."""
     trains: ClassVar[frozenset[str]] = frozenset()
     """Parts of the network that not every view trains: "vision", "boxes"."""
+
+    # A view may have these two as fields; no annotations here, or they would not stand where it declares them.
+    @property
+    def teacher(self) -> TeacherConfig | None:
+        """Whose features the view's own are pulled to; None: nobody's."""
+        return None
+
+    @property
+    def length_buckets(self) -> int:
+        """Parts of similar text length in which a window is read; more than 1 needs `Source.lengths`."""
+        return 1
 
     @property
     def ordered_sources(self) -> dict[str, SourceConfig]:

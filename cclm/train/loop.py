@@ -326,11 +326,18 @@ def do_step(run: Run, step: int, batches: Iterator[tuple[Batch, Batch]]) -> bool
     batch, on_device = taken
     assert batch.step == step, f"the loader gave step {batch.step} at step {step}"
     health = run.recorder.health
-    limits: Any = {"max_loss": health.config.max_loss, "max_norm": health.max_norm}
     if (order := run.engine.order) is not None:
         order.begin()
     clock = run.recorder.speed.clock
-    result = update(run.engine, on_device, run.schedule, partial(is_anybody_asked, run), clock, **limits)
+    result = update(
+        run.engine,
+        on_device,
+        run.schedule,
+        partial(is_anybody_asked, run),
+        clock,
+        max_loss=health.config.max_loss,
+        max_norm=health.max_norm,
+    )
     clock.enter(OTHER)
     if result is None:
         return False

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from cclm.data.config import Views
@@ -27,21 +28,6 @@ from cclm.views.text_pair.options import TextPairConfig
 if TYPE_CHECKING:
     from cclm.views.view import View
 
-
-def _own(name: str) -> type[View[Any, Any]]:
-    from cclm.views.annotated.answer import AnswerView
-    from cclm.views.annotated.classify import ClassifyView
-    from cclm.views.annotated.locate import LocateView
-    from cclm.views.annotated.retrieve import RetrieveView
-    from cclm.views.image_text.view import ImageTextView
-    from cclm.views.regions.view import RegionView
-    from cclm.views.text_pair.view import TextPairView
-
-    views: dict[str, type[View[Any, Any]]] = {"image_text": ImageTextView, "regions": RegionView}
-    views |= {"text_pair": TextPairView, "classify": ClassifyView, "answer": AnswerView}
-    return (views | {"locate": LocateView, "retrieve": RetrieveView})[name]
-
-
 Table = Mapping[str, ViewEntry]
 ENTRY_POINTS = "cclm.views"
 """Group of the entry points of other packages."""
@@ -49,7 +35,7 @@ ENTRY_POINTS = "cclm.views"
 OWN: dict[str, ViewEntry] = {
     "image_text": ViewEntry(
         config=ImageTextConfig,
-        load=partial(_own, "image_text"),
+        load=partial(resolve_name, "cclm.views.image_text.view:ImageTextView"),
         title="Image–text view",
         unit="images",
         contrastive="itc",
@@ -57,7 +43,7 @@ OWN: dict[str, ViewEntry] = {
     ),
     "regions": ViewEntry(
         config=RegionConfig,
-        load=partial(_own, "regions"),
+        load=partial(resolve_name, "cclm.views.regions.view:RegionView"),
         title="Regions",
         unit="texts of regions",
         contrastive="itc",
@@ -65,24 +51,33 @@ OWN: dict[str, ViewEntry] = {
     ),
     "text_pair": ViewEntry(
         config=TextPairConfig,
-        load=partial(_own, "text_pair"),
+        load=partial(resolve_name, "cclm.views.text_pair.view:TextPairView"),
         title="Text–text view",
         unit="pairs",
         contrastive="ttc",
         matching="ttm",
     ),
     "classify": ViewEntry(
-        config=ClassifyConfig, load=partial(_own, "classify"), title="Classes of images with texts", unit="rows"
+        config=ClassifyConfig,
+        load=partial(resolve_name, "cclm.views.annotated.classify:ClassifyView"),
+        title="Classes of images with texts",
+        unit="rows",
     ),
     "answer": ViewEntry(
-        config=AnswerConfig, load=partial(_own, "answer"), title="Questions about images", unit="questions"
+        config=AnswerConfig,
+        load=partial(resolve_name, "cclm.views.annotated.answer:AnswerView"),
+        title="Questions about images",
+        unit="questions",
     ),
     "locate": ViewEntry(
-        config=LocateConfig, load=partial(_own, "locate"), title="Phrases about parts of images", unit="phrases"
+        config=LocateConfig,
+        load=partial(resolve_name, "cclm.views.annotated.locate:LocateView"),
+        title="Phrases about parts of images",
+        unit="phrases",
     ),
     "retrieve": ViewEntry(
         config=RetrieveConfig,
-        load=partial(_own, "retrieve"),
+        load=partial(resolve_name, "cclm.views.annotated.retrieve:RetrieveView"),
         title="Images with captions of annotation files",
         unit="captions",
         contrastive="itc",

@@ -27,7 +27,7 @@ BUDGETS = {
     "cclm/checkpoint": 890,
     "cclm/cli": 710,
     "cclm/costs": 420,
-    "cclm/data": 4030,
+    "cclm/data": 4040,
     "cclm/distributed": 670,
     "cclm/engine": 2500,
     "cclm/evaluate": 2220,

@@ -48,6 +48,9 @@
     cores, so OpenMP lets all sleep after every small piece of work from then on (a step took a third longer).
     A thread keeps the number with which it began. → `one_thread`
     (tests/ranks/test_deepspeed_engine.py::test_a_rank_has_its_threads_back)
+
+Where another library's function has to be replaced for a while (here, and in `cclm.costs.network`), the standard
+library's `unittest.mock.patch` does it: it puts the old one back, whatever is raised.
 """
 
 from __future__ import annotations

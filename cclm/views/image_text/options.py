@@ -45,5 +45,5 @@ class ImageTextConfig(ImageViewConfig):
 
     captions_per_image: Literal[1, 2] = 1
     """2: a second caption in another language joins the contrastive losses (published as `sample_2_captions`)."""
-    teacher: TeacherConfig | None = None  # type: ignore[misc]
+    teacher: TeacherConfig | None = None
     """Pull features of captions, and of images that it has, to those of another model; null: none."""

@@ -30,12 +30,12 @@ class TextPairConfig(ViewConfig):
     window: Positive = 1024
     """Groups of a lane that are shuffled together. A rank keeps 32 decoded blocks: window · pairs per group · its
     lanes should not span many more."""
-    length_buckets: Positive = 1  # type: ignore[misc]
+    length_buckets: Positive = 1
     """Each window is read in so many parts of similar length, so that a batch needs little padding; 1: none. Reads
     a whole window's blocks when it begins; for local shards."""
     cache_groups: Count = 0
     """Decoded groups kept in each process; 0 for none. For corpora that fit into memory."""
-    teacher: TeacherConfig | None = None  # type: ignore[misc]
+    teacher: TeacherConfig | None = None
     """Pull features of both sides to those of another model; null: none."""
 
     record_view: ClassVar[View] = View.TEXT_PAIR

@@ -5,12 +5,33 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cclm.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 
 
 def inputs(rows: int = 6, classes: int = 11) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(rows, 4), torch.randn(classes, 4), torch.randn(classes), torch.randint(0, classes, (rows,))
+
+
+def test_it_is_the_cross_entropy_of_the_rows() -> None:
+    hidden, weight, bias, label = inputs()
+    found = linear_cross_entropy(hidden, weight, bias, label, torch.full((6,), 1 / 6))
+    logits = hidden @ weight.T + bias
+    torch.testing.assert_close(found.total, functional.cross_entropy(logits, label))
+    torch.testing.assert_close(found.loss_T, functional.cross_entropy(logits, label, reduction="none"))
+    assert torch.equal(found.correct_T, logits.argmax(1) == label)
+
+
+def test_no_row_is_a_loss_of_zero() -> None:
+    hidden, weight, bias, label = inputs(rows=0)
+    found = linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), label)
+    found.total.backward()  # type: ignore[no-untyped-call]
+    assert found.total.item() == 0.0
+    assert found.loss_T.shape == found.correct_T.shape == (0,)
+    assert hidden.grad is not None and hidden.grad.shape == (0, 4)
+    assert weight.grad is not None and not weight.grad.any()
+    assert bias.grad is not None and not bias.grad.any()
 
 
 def test_the_gradients_are_those_of_the_definition() -> None:

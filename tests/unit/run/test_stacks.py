@@ -31,7 +31,7 @@ from cclm.run.watch import where_it_stands, write_stacks
             "stands in read (a/b.py:0)",
         ),
         (
-            'Thread 1 (most recent call first):\n  File "cclm/distributed/board.py", line 3 in get\n'
+            'Thread 1 (most recent call first):\n  File "cclm/distributed/topology.py", line 3 in get\n'
             '  File "cclm/run/watch.py", line 1 in look\n'
             'Thread 2 (most recent call first):\n  File "x/torch/autograd/graph.py", line 5 in run\n',
             Cause.HUNG,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cclm.data.config import ViewConfig
 from cclm.data.seeding import Purpose
 from cclm.errors import ConfigError
 from cclm.views.annotated.answer import AnswerSource
@@ -16,7 +19,8 @@ from cclm.views.annotated.classify import ClassifySource
 from cclm.views.annotated.locate import LocateSource
 from cclm.views.annotated.retrieve import RetrieveSource
 from cclm.views.regions.view import GROUP_PURPOSE
-from cclm.views.table import VIEWS, installed_views, make_views
+from cclm.views.table import OWN, VIEWS, installed_views, make_views
+from cclm.views.view import View
 from tests.end_to_end.train_four_views import TABLE
 from tests.fourth_view import AudioTextConfig, AudioTextSource
 from tests.tiny_views import Views, only, open_dataset
@@ -111,3 +115,30 @@ def test_what_is_drawn_about_samples_is_drawn_for_nothing_else(four_views: Views
 def test_settings_load_without_torch() -> None:
     code = "import sys, cclm.views.table; sys.exit(sorted({'torch', 'transformers'} & set(sys.modules)) != [])"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_entry_loads_its_view(name: str) -> None:
+    assert issubclass(OWN[name].load(), View)
+
+
+@pytest.mark.slow
+def test_a_view_is_loaded_without_the_others() -> None:
+    code = (
+        "import sys; from cclm.views.table import VIEWS; VIEWS['image_text'].load()\n"
+        "others = tuple(f'cclm.views.{name}.' for name in ('regions', 'text_pair', 'annotated'))\n"
+        "print(*sorted(name for name in sys.modules if name.startswith(others) and not name.endswith('.options')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("config", [entry.config for entry in OWN.values()])
+def test_settings_stand_where_they_are_declared(config: type[ViewConfig]) -> None:
+    """In a run's config.yaml, whose hash finished results are known by: no base may annotate what a view adds."""
+    found = [field.name for field in dataclasses.fields(config)]
+    order = list[str]()
+    for base in [base for base in reversed(config.mro()) if dataclasses.is_dataclass(base)]:
+        fields = {field.name for field in dataclasses.fields(base)}
+        order += [name for name in inspect.get_annotations(base) if name in fields and name not in order]
+    assert found == [name for name in order if name in found]
