@@ -11,7 +11,8 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.launcher import started_by
 from cclm.run.machine import this_machine, why_port_is_taken
-from launch.commands import add_command, say, submit
+from launch.commands import submit
+from launch.commands.parsers import add_command, say
 from launch.plan.job import JobPlan, make_plan
 from launch.plan.network import AUTO, NETWORKS
 from launch.plan.recipe import recipe_of, run_folder_of

@@ -13,7 +13,7 @@ from cclm.files.command_line import Commands, is_lost
 from cclm.files.describe import add_fields, read_fields
 from cclm.files.lines import Tail
 from cclm.files.text import table
-from launch.commands import RUN, add_command, say
+from launch.commands.parsers import RUN, add_command, say
 from launch.commands.submit import SIZE
 from launch.plan.request import SlurmRequest
 from launch.watch.runs import find_run, find_runs, find_runs_of

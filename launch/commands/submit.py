@@ -11,7 +11,7 @@ from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.files.describe import add_fields, read_fields
 from cclm.files.shipped import CHECKOUT
-from launch.commands import add_command, say
+from launch.commands.parsers import add_command, say
 from launch.plan.network import NETWORKS
 from launch.plan.recipe import (
     RECIPE_NAME,

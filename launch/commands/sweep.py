@@ -9,7 +9,8 @@ from pathlib import Path
 from cclm.errors import ConfigError
 from cclm.files.command_line import Commands
 from cclm.run.stop import STOPPED_CODE
-from launch.commands import add_command, run, say, submit
+from launch.commands import run, submit
+from launch.commands.parsers import add_command, say
 from launch.local.run import STOP_SIGNALS
 from launch.plan import sweep
 from launch.plan.recipe import Recipe, as_options, check_recipe, program_of, read_recipe, write_recipe

@@ -102,7 +102,7 @@ def test_each_problem_of_a_view_has_its_sentence(changes: dict[str, Any], words:
             {"cache": CacheConfig(prefetch_steps=-1)},
             "cache.prefetch_steps: expected a whole number of at least 0, got -1",
         ),
-        ({"num_workers": -1}, "num_workers: expected a whole number of at least 0 or null, got -1"),
+        ({"num_workers": -1}, "num_workers: expected a whole number between 0 and 512 or null, got -1"),
         ({"pad_multiple": 0}, "pad_multiple: expected a whole number of at least 1, got 0"),
         ({"micro_batches": 0}, "micro_batches: expected a whole number of at least 1, got 0"),
     ],
