@@ -65,6 +65,8 @@ def process_group(topology: Topology, timeout_s: float = TIMEOUT_S) -> Iterator[
     torch_dist.init_process_group(
         backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout
     )
+    if topology.world_size > 1:  # gloo: a rank that goes early takes down one that still connects to others
+        torch_dist.all_reduce(torch.zeros(()))
     has_local_rank = "LOCAL_RANK" in os.environ
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))
     try:

@@ -5,10 +5,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch.distributed as torch_dist
+from torch.distributed import HashStore
 
 from cclm.distributed.collectives import collectives
+from cclm.distributed.topology import Topology, process_group
+from cclm.run.machine import free_port
 from tests.ranks.harness import on_ranks
 from tests.ranks.spawn import RanksFailedError
 
@@ -19,6 +25,32 @@ def _identify(word: str) -> tuple[str, int, str, str]:
 
 def test_results_come_in_rank_order() -> None:
     assert on_ranks(_identify, 3, "hi") == [("hi", 0, "0", "3"), ("hi", 1, "1", "3"), ("hi", 2, "2", "3")]
+
+
+def _connect_late(folder: Path, port: int) -> int:
+    """Make a second group, for which rank 1 takes its time; how many were through when this rank came in."""
+    rank, connect = collectives().rank, torch_dist.init_process_group
+    torch_dist.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)
+
+    def connect_late(*arguments: Any, **options: Any) -> None:
+        connect(*arguments, **options)
+        time.sleep(1.0 if rank == 1 else 0.0)
+        (folder / str(rank)).touch()
+
+    with (
+        patch.object(torch_dist, "init_process_group", connect_late),
+        process_group(Topology.from_environment(device="cpu")),
+    ):
+        found = len(list(folder.iterdir()))
+        collectives().barrier()
+    connect("gloo", store=HashStore(), rank=0, world_size=1)  # what `on_ranks` says goodbye to
+    return found
+
+
+def test_no_rank_goes_on_while_another_connects(tmp_path: Path) -> None:
+    """One that leaves at once would close connections of one that still waits for its other ones."""
+    assert on_ranks(_connect_late, 3, tmp_path, free_port()) == [3, 3, 3]
 
 
 def _fail_together() -> None:
