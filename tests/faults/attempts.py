@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,11 +25,11 @@ from cclm.files.reading import read_json
 from cclm.run import stop
 from cclm.run.causes import EXIT_CODES, GOOD_ENDS, Cause
 from cclm.run.launcher import ADDRESS, NUMBERS
-from cclm.run.machine import LOOPBACK, free_port
+from cclm.run.machine import LOOPBACK
 from cclm.run.signals import die_with_parent
 from launch.local.run import ALONE_S
 from tests.faults.disk import MET
-from tests.ranks.spawn import PRELOAD
+from tests.ranks.spawn import PRELOAD, keep_port
 
 GOOD_CODES = frozenset(EXIT_CODES[cause] for cause in GOOD_ENDS)
 STOPPED = EXIT_CODES[Cause.STOPPED]
@@ -36,7 +37,7 @@ GRACE_S = 5.0
 """Between TERM and KILL, once a rank has failed; `python -m launch run` has 15 s."""
 PATIENCE_S = 180.0
 """An attempt that lasts longer hangs."""
-LEAVE_S = 10.0
+LEAVE_S = 60.0
 """So long a process may take to follow its rank."""
 LOOK_S = 0.02
 Fault = Callable[[int], None]
@@ -57,6 +58,8 @@ class Attempt:
     """More arguments, of one rank."""
     began: float = field(default_factory=time.monotonic)
     ranks: list[BaseProcess] = field(default_factory=list)
+    keeper: socket.socket | None = None
+    """Of the port at which they meet."""
     has_sent: bool = False
     """A signal has reached a rank that lived."""
     is_ending: bool = False
@@ -72,12 +75,12 @@ class Attempt:
         (self.run.parent / "logs").mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD])
-        port = str(free_port())
+        self.keeper, number = keep_port()
         for rank in range(self.world_size):
             numbers = (rank, rank, self.world_size, self.world_size)
             environment = {
                 **dict(zip(NUMBERS, map(str, numbers), strict=True)),
-                **dict(zip(ADDRESS, (LOOPBACK, port), strict=True)),
+                **dict(zip(ADDRESS, (LOOPBACK, str(number)), strict=True)),
             }
             environment |= {stop.CLEARED_VARIABLE: str(self.run), "OMP_NUM_THREADS": "1", MET: str(self._met)}
             log = self.run.parent / "logs" / f"{self.run.name}_{rank}.log"
@@ -103,6 +106,8 @@ class Attempt:
             if now >= kill_at:
                 self.is_hung = self.is_hung or not self.is_ending
                 self.send(signal.SIGKILL)
+        if self.keeper is not None:
+            self.keeper.close()
         return [code for code in self.codes if code is not None]
 
     @property

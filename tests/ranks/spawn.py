@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import time
 import traceback
@@ -25,11 +26,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from cclm.run.machine import LOOPBACK, free_port
+from cclm.run.machine import LOOPBACK
 from cclm.run.signals import die_with_parent
 
-GRACE_S = 3.0
-"""After the first rank has failed, the others (which probably wait for it) get this long to say something."""
+GRACE_S = 30.0
+"""After the first rank has failed, the others get this long to say something: closed connections end their waits."""
 PRELOAD = (
     *("torch", "torch._dynamo", "deepspeed", "pytest", "cclm.engine.deepspeed.engine", "cclm.checkpoint.collective"),
     *("tests.ranks.toy", "tests.tiny_training"),
@@ -67,8 +68,8 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD])
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
+    keeper, port = keep_port()
+    with keeper, tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         ranks = []
         try:
             for rank in range(world_size):
@@ -89,6 +90,14 @@ def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, tim
     if any(rank.outcome != "ok" for rank in ranks):
         raise RanksFailedError(_report(function, ranks))
     return [rank.value for rank in ranks]
+
+
+def keep_port() -> tuple[socket.socket, int]:
+    """What keeps a port of the loopback interface while it is open, and its number: who names it can listen there."""
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listens sets it, too
+    keeper.bind((LOOPBACK, 0))
+    return keeper, int(keeper.getsockname()[1])
 
 
 def _environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -146,7 +155,7 @@ def _receive(rank: _Rank) -> None:
     try:
         rank.outcome, rank.value = pickle.loads(rank.connection.recv_bytes())
     except EOFError:
-        rank.process.join(5.0)
+        rank.process.join(GRACE_S)
         rank.outcome, rank.value = "died", f"ended without a word, exit code {rank.process.exitcode}"
 
 
@@ -154,10 +163,15 @@ def _mark_hung(pending: list[_Rank]) -> None:
     for rank in pending:
         if rank.process.pid is not None and rank.process.is_alive():
             os.kill(rank.process.pid, signal.SIGUSR1)
-    time.sleep(0.3)
+    until = time.monotonic() + GRACE_S / 3
     for rank in pending:
-        stack = rank.stack_file.read_text() if rank.stack_file.exists() else ""
+        while "<module>" not in (stack := _stack(rank)) and time.monotonic() < until:  # the outermost comes last
+            time.sleep(0.1)
         rank.outcome, rank.value = "hung", stack or "no stack could be had"
+
+
+def _stack(rank: _Rank) -> str:
+    return rank.stack_file.read_text() if rank.stack_file.exists() else ""
 
 
 def _reap(ranks: list[_Rank]) -> None:

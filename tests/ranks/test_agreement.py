@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import cast
 
@@ -65,27 +64,28 @@ def _compare(odd_rank: int) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_ranks_that_were_started_otherwise_are_named_with_the_block_that_differs() -> None:
-    told = on_ranks(_compare, 3, 1, timeout_s=60.0)
+    told = on_ranks(_compare, 3, 1)
     assert told == [("optimizer bb on ranks 0, 2, cc on rank 1", "agreement of ranks")] * 3
-    assert on_ranks(_compare, 2, 7, timeout_s=60.0) == [("", "")] * 2
+    assert on_ranks(_compare, 2, 7) == [("", "")] * 2
 
 
 def _keep_pace() -> dict[str, float]:
-    """Rank 1 comes late to its third step; rank 0 has waited for its batches."""
-    talk, pace = collectives(), Pace()
+    """Rank 1 comes two seconds late to its third step; rank 0 waits for its batches. By clocks of their own."""
+    talk, now = collectives(), [0.0]
+    pace = Pace(clock=lambda: now[0])
     for step in range(4):
-        if talk.rank == 1 and step == 2:
-            time.sleep(2.0)
+        waits_s = (1.7 if step == 2 else 0.0, 0.0 if step == 2 else 0.3)
         with pace.fetching():
-            time.sleep(0.3 if talk.rank == 0 else 0.0)
+            now[0] += 0.3 if talk.rank == 0 else 0.0
         with pace.agreeing():
             agree_on_step(talk, step, None, Request.NOTHING, {"k": "v"}, figures=pace.own, hear=pace.hear)
+            now[0] += waits_s[talk.rank]
     return pace.numbers()
 
 
 @pytest.mark.slow
 def test_ranks_learn_with_a_step_which_of_them_keeps_the_others_waiting() -> None:
-    told = on_ranks(_keep_pace, 2, timeout_s=60.0)
+    told = on_ranks(_keep_pace, 2)
     assert told[0] == told[1]
     assert (told[0]["speed/data_slowest_rank"], told[0]["speed/late_rank"]) == (0.0, 1.0)
 

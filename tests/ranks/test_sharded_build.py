@@ -6,7 +6,6 @@ import ctypes
 import gc
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -110,13 +109,16 @@ class AnonymousPeak:
         return self
 
     def watch(self) -> None:
-        while not self.stopped.is_set():
-            self.most = max(self.most, anonymous_bytes() - self.start)
-            time.sleep(0.001)
+        while not self.stopped.wait(0.001):
+            self.look()
+
+    def look(self) -> None:
+        self.most = max(self.most, anonymous_bytes() - self.start)
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         self.thread.join()
+        self.look()
 
 
 def anonymous_bytes() -> int:
@@ -136,7 +138,8 @@ def measure(path: str) -> dict[str, float]:
     size = 4 * sum(parameter.ds_numel for parameter in model.parameters())
     del model
     with AnonymousPeak() as plain:
-        CCLMModel(config_of("large"))
+        whole = CCLMModel(config_of("large"))
+    del whole  # it has lived to the last look
     peaks = {"sharded": sharded, "filled": filled, "plain": plain}
     return {name: peak.most / size for name, peak in peaks.items()}
 

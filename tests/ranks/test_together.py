@@ -35,7 +35,7 @@ def _meet(kind: str) -> tuple[str, Cause | None, object]:
 
 
 def test_results_come_by_rank() -> None:
-    assert on_ranks(_meet, 3, "nothing", timeout_s=60.0) == [("", None, [0, 10, 20])] * 3
+    assert on_ranks(_meet, 3, "nothing") == [("", None, [0, 10, 20])] * 3
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_results_come_by_rank() -> None:
     ],
 )
 def test_one_rank_s_error_is_every_rank_s_with_its_cause(kind: str, cause: Cause, advice: str) -> None:
-    for text, found, _ in on_ranks(_meet, 3, kind, timeout_s=60.0):
+    for text, found, _ in on_ranks(_meet, 3, kind):
         assert found is cause
         assert text.startswith("expected every rank to do it, got rank 1: ") and advice in text
 
 
 def test_a_bug_is_raised_where_it_is_and_told_elsewhere() -> None:
-    first, *others = on_ranks(_meet, 3, "bug", timeout_s=60.0)
+    first, *others = on_ranks(_meet, 3, "bug")
     assert first[1] is Cause.EXIT and "rank 1: KeyError" in first[0] and "rank 2: KeyError" in first[0]
     assert [text for text, _, _ in others] == ["KeyError('no such thing')"] * 2
 

@@ -18,12 +18,11 @@ from cclm.data.loader import StepDataset
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
 from cclm.errors import Cause, DataError
 from cclm.run.causes import EXIT_CODES
-from cclm.run.machine import free_port
 from cclm.run.status import StatusRecord, read_status
 from cclm.run.watch import STACKS_FOLDER
 from cclm.train.program import run_program
 from pretrain.__main__ import PROGRAM
-from tests.ranks.spawn import PRELOAD
+from tests.ranks.spawn import PRELOAD, keep_port
 from tests.tiny_run import recipe, write_corpus, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -84,20 +83,22 @@ def train(tmp_path: Path, place: str, fault: str, **watch: float) -> tuple[Path,
     context.set_forkserver_preload([*PRELOAD])
     changes = {"deepspeed": "zero3_cpu", "track": {"every_steps": 1, "tensorboard": False}, "watch": watch}
     path = write_recipe(tmp_path / "recipe.yaml", recipe(write_corpus(tmp_path), run, **changes))
-    port, ranks = str(free_port()), []
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-        arguments = ["--recipe", str(path), "--data.num_workers", "0"]
-        ranks.append(context.Process(target=_rank, args=(arguments, environment, place, fault, run)))
-        ranks[-1].start()
-    ranks[0].join(PATIENCE_S)
+    ranks, (keeper, port) = [], keep_port()
+    with keeper:
+        for rank in ("0", "1"):
+            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+            arguments = ["--recipe", str(path), "--data.num_workers", "0"]
+            ranks.append(context.Process(target=_rank, args=(arguments, environment, place, fault, run)))
+            ranks[-1].start()
+        ranks[0].join(PATIENCE_S)
     if fault == "is gone":
         ranks[1].kill()
     ranks[1].join(PATIENCE_S)
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
+        rank.join()
     return run, codes
 
 
@@ -110,7 +111,7 @@ def test_a_rank_that_raises_ends_the_other_which_names_it(place: str, tmp_path: 
 
 
 def test_a_rank_that_stands_still_is_named_by_both_with_its_stack(tmp_path: Path) -> None:
-    run, codes = train(tmp_path, "forward", "stands still", step_s=2.0, factor=1.0)
+    run, codes = train(tmp_path, "forward", "stands still", step_s=6.0, factor=1.0)
     assert codes == [EXIT_CODES[Cause.WAITING], EXIT_CODES[Cause.HUNG]] == [76, 76]
     assert [said(run, rank).cause for rank in (0, 1)] == ["waiting", "hung"]
     for rank in (0, 1):
@@ -124,7 +125,7 @@ def test_a_rank_that_stands_still_is_named_by_both_with_its_stack(tmp_path: Path
 
 
 def test_a_rank_that_is_gone_without_a_word_is_missed(tmp_path: Path) -> None:
-    run, codes = train(tmp_path, "forward", "is gone", silent_s=4.0)
+    run, codes = train(tmp_path, "forward", "is gone", silent_s=12.0)
     assert codes == [EXIT_CODES[Cause.ENDED], -signal.SIGKILL]
     assert said(run, 0).cause == "ended"
     assert "got rank 1 on " in said(run, 0).reason and "no sign of it for " in said(run, 0).reason

@@ -2,6 +2,12 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -101,8 +107,18 @@ def test_ranks_meet(port: int) -> None:
 def test_ranks_that_do_not_come_are_named(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(topology_module, "SAY_S", 0.3)
-    first, second = meet_in_threads([0, 2], 4, 1.5)
+    """Both come, and then time runs: ten seconds between two looks at the clock."""
+    come, both, now = topology_module._come, threading.Barrier(2), defaultdict[int, Iterator[int]](lambda: count(0, 10))
+
+    def come_together(*arguments: Any) -> None:
+        come(*arguments)
+        both.wait(60)
+
+    clock = SimpleNamespace(monotonic=lambda: next(now[threading.get_ident()]), sleep=time.sleep)
+    monkeypatch.setattr(topology_module, "time", clock)
+    monkeypatch.setattr(topology_module, "_come", come_together)
+    monkeypatch.setattr(topology_module, "SAY_S", 15.0)
+    first, second = meet_in_threads([0, 2], 4, 100.0)
     assert isinstance(first, CclmError) and isinstance(second, CclmError)
     assert first.cause is second.cause is Cause.TRANSIENT
     assert "2 of 4 ranks (1, 3)" in first.got
@@ -126,6 +142,6 @@ def test_a_port_that_somebody_else_uses_is_told(port: int) -> None:
 def test_two_jobs_at_one_port_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     host = topology_module.TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False, multi_tenant=True)
     host.set("attempt 0/1", "process 7 on another host")
-    [error] = meet_in_threads([1], 2, 5.0)
+    [error] = meet_in_threads([1], 2, 60.0)
     assert isinstance(error, CclmError)
     assert "process 7 on another host" in error.got

@@ -58,16 +58,18 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_one_process_makes_the_calls_and_what_they_raise_is_raised_here(writer: Writer) -> None:
+def test_one_process_makes_the_calls_and_what_they_raise_is_raised_here(writer: Writer, tmp_path: Path) -> None:
     first = number_of(writer)
     writer.submit(partial(os.listdir, "/no such folder"))
     with pytest.raises(FileNotFoundError) as caught:
         writer.result()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, "/no such folder")
     assert number_of(writer) == first
-    writer.submit(partial(time.sleep, 0.2))
+    os.mkfifo(fifo := tmp_path / "fifo")
+    writer.submit(partial(Path.read_text, fifo))
     assert not writer.is_ready()
-    assert writer.result() is None and writer.is_ready()
+    fifo.write_text("now")
+    assert writer.result() == "now" and writer.is_ready()
 
 
 def test_it_hears_no_request_to_stop(writer: Writer) -> None:
@@ -101,9 +103,9 @@ def test_if_it_dies_again_and_again_the_call_fails(writer: Writer) -> None:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_its_rank_in_the_middle_of_a_call(end: signal.Signals) -> None:
     text = (
-        "import os, time; from functools import partial; from cclm.run.background import Writer\n"
-        "writer = Writer([]); writer.submit(os.getpid); print(writer.result(), flush=True)\n"
-        "writer.submit(partial(time.sleep, 600)); time.sleep(600)"
+        "import time; from functools import partial; from cclm.run.background import Writer\n"
+        "call = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
+        "writer = Writer([]); writer.submit(partial(exec, call)); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as rank:
         assert rank.stdout is not None

@@ -59,7 +59,7 @@ def test_where_nobody_says_it_is_not_the_limit(tmp_path: Path) -> None:
 
 
 GUARDED = """
-import os, sys, time
+import os, sys, threading, time
 from pathlib import Path
 from cclm.run.ending import MemoryGuard
 
@@ -72,11 +72,10 @@ def look():
 
 guard = MemoryGuard(Path(sys.argv[1]), 0, "Use less.", look=look)
 with guard.watching():
-    time.sleep(0.5 if falls else 0.1)
+    time.sleep(600 if falls else 0.1)
     guard.passed()
-    time.sleep(0.2)
     falls = True
-    time.sleep(1.0)
+    [thread.join() for thread in threading.enumerate() if thread.name == "memory"]
 """
 
 

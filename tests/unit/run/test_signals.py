@@ -19,21 +19,29 @@ ROOT = Path(__file__).resolve().parents[3]
 STARTED = """
 import os, signal, sys, time
 from cclm.run import signals
-signals.AGAIN_S = 0.3
+signals.AGAIN_S = signals.LEAVE_S = 600.0
 with signals.StopRequest.listening() as request:
 """
 TRAINS = f"""{STARTED}
     request.begin()
+    judged, judge = [], request._judge
+    request._judge = lambda number: (judge(number), judged.append(number))
     for word in sys.argv[1:]:
-        os.kill(os.getpid(), getattr(signal, "SIG" + word)) if word.isupper() else time.sleep(float(word))
-    time.sleep(0.1)
+        if word == "later":  # than AGAIN_S
+            signals.AGAIN_S = 0.0
+            continue
+        number = getattr(signal, "SIG" + word)
+        num_before = len(judged)
+        os.kill(os.getpid(), number)
+        while signal.getsignal(number) is not signal.SIG_IGN and len(judged) == num_before:
+            time.sleep(0.01)
     print(request.reason(None))
 """
 STARTS = f"""{STARTED}
     import ctypes
     request.on_leave = lambda reason: print(reason, flush=True)
     print("starts", flush=True)
-    ctypes.CDLL(None).sleep(60)  # the main thread stands in C, where no handler of Python's runs
+    ctypes.CDLL(None).sleep(600)  # the main thread stands in C, where no handler of Python's runs
 """
 
 
@@ -43,7 +51,7 @@ def run(program: str, *words: str, ignored: str = "") -> subprocess.CompletedPro
     environment = {**os.environ, "PROGRAM": program, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-c", line, sys.executable, *words]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False, preexec_fn=ignore_nothing
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False, preexec_fn=ignore_nothing
     )
 
 
@@ -72,12 +80,12 @@ def test_a_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Si
     ("words", "end"),
     [
         (("TERM",), 0),
-        (("INT", "0.5", "INT"), -signal.SIGINT),
-        (("TERM", "0.5", "TERM"), -signal.SIGTERM),
-        (("HUP", "0.5", "TERM"), -signal.SIGTERM),
+        (("INT", "later", "INT"), -signal.SIGINT),
+        (("TERM", "later", "TERM"), -signal.SIGTERM),
+        (("HUP", "later", "TERM"), -signal.SIGTERM),
         (("INT", "INT", "TERM"), 0),  # a terminal and a launcher: one request
-        (("USR1", "0.5", "TERM"), 0),  # a scheduler's warning, then its limit, while the run still saves
-        (("TERM", "0.5", "USR1"), 0),
+        (("USR1", "later", "TERM"), 0),  # a scheduler's warning, then its limit, while the run still saves
+        (("TERM", "later", "USR1"), 0),
     ],
 )
 def test_a_second_request_kills(words: tuple[str, ...], end: int) -> None:
@@ -109,7 +117,7 @@ def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal
     )
     assert process.stdout is not None and process.stdout.readline() == "starts\n"
     process.send_signal(number)
-    said, errors = process.communicate(timeout=30)
+    said, errors = process.communicate(timeout=120)
     assert process.returncode == 75
     assert said == f"{number.name} before the first step\n"
     assert "nothing to save" in errors and "Traceback" not in errors
@@ -117,23 +125,19 @@ def test_before_the_first_step_it_ends_at_once_wherever_it_stands(number: signal
 
 @pytest.mark.slow
 def test_a_disk_that_does_not_answer_keeps_nobody() -> None:
-    program = f"{STARTED}    signals.LEAVE_S = 0.2\n    request.on_leave = lambda reason: time.sleep(60)\n"
-    began = time.monotonic()
-    done = run(program + "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
-    assert done.returncode == 75 and time.monotonic() - began < 50
+    program = f"{STARTED}    signals.LEAVE_S = 0.2\n    request.on_leave = lambda reason: time.sleep(600)\n"
+    assert run(program + "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n").returncode == 75
 
 
 def test_a_wait_is_interrupted_wherever_it_stands() -> None:
     with StopRequest.listening() as request:
         request.begin()
-        began = time.monotonic()
         with pytest.raises(StopAsked), request.interrupting():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
         with pytest.raises(StopAsked), request.interrupting():  # it came before
             time.sleep(60)
         os.kill(os.getpid(), signal.SIGUSR1)  # in a step nothing is interrupted
-        assert time.monotonic() - began < 30
         assert request.reason(None) == "SIGTERM"
 
 

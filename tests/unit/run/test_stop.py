@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cclm.run import stop
-from cclm.run.signals import StopRequest
+from cclm.run.signals import BEGAN, StopRequest
 from cclm.run.stop import StopKind, ask_to_stop, read_request, read_stopped
 
 
@@ -67,14 +67,14 @@ def test_an_obeyed_request_is_noted_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    """What an earlier start left, an hour ago."""
+    """What an earlier start left, an hour before this process began."""
     stop.note_stopped(tmp_path, 12, "SIGUSR1")
     ask_to_stop(tmp_path, "again", StopKind.USER)
     (tmp_path / "status").mkdir()
     (tmp_path / "status/rank_0.json").touch()
     (tmp_path / "done.json").touch()
     for path in tmp_path.rglob("*"):
-        os.utime(path, (time.time() - 3600,) * 2)
+        os.utime(path, (BEGAN - 3600,) * 2)
     return tmp_path
 
 
