@@ -51,7 +51,7 @@ class Case:
     """More keys for `zero_optimization`."""
     ds_options: dict[str, Any] = field(default_factory=dict)
     """More keys for the top of DeepSpeed's JSON."""
-    timeout_s: float = 120.0
+    timeout_s: float = 300.0
 
 
 @dataclass

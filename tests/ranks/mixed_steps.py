@@ -82,7 +82,7 @@ def difference(folder: Path, num_steps: int, tolerance: float) -> str:
     The tolerance is relative, ten times as wide for gradient norms; of values below 0.1 it is absolute, a tenth of it.
     """
     path = write_mixed(folder)
-    on_each = on_ranks(_train_on_rank, 2, path, num_steps, timeout_s=60.0 + 3.0 * num_steps)
+    on_each = on_ranks(_train_on_rank, 2, path, num_steps, timeout_s=300.0 + 3.0 * num_steps)
     plain = list(_steps(make_plain(_case(path)), path, num_steps))
     return next(filter(None, (_first_difference(found, plain, tolerance) for found in on_each)), "")
 

@@ -45,8 +45,8 @@ def _train(cases: Mapping[str, Case], folder: Path, resumes: bool) -> dict[str, 
 
 def assert_resumed_bit_by_bit(cases: Mapping[str, Case], folder: Path) -> Found:
     """Train on two ranks, once through and once from the checkpoint, which lies in FOLDER/NAME; return the first."""
-    whole = on_ranks(_train, 2, cases, folder, False, timeout_s=300.0)
-    resumed = on_ranks(_train, 2, cases, folder, True, timeout_s=300.0)
+    whole = on_ranks(_train, 2, cases, folder, False)
+    resumed = on_ranks(_train, 2, cases, folder, True)
     for name in cases:
         for before, after in zip(whole, resumed, strict=True):
             assert (after[name].losses, after[name].grad_norms) == (before[name].losses, before[name].grad_norms), name

@@ -54,7 +54,7 @@ class _Rank:
     """The result, or the text of what went wrong."""
 
 
-def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
+def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = 300.0) -> list[Any]:
     """Call `function(*arguments)` on ranks 0 … world_size - 1 inside a gloo group; return the results by rank.
 
     Args:

@@ -45,7 +45,7 @@ def _check(what: str) -> str:
     ],
 )
 def test_disagreement_is_a_sentence_on_every_rank(what: str, message: str) -> None:
-    texts = on_ranks(_check, 2, what, timeout_s=120.0)
+    texts = on_ranks(_check, 2, what)
     assert texts[0] == texts[1]
     assert message in texts[0]
     assert ("text_pair=" in texts[0]) == (what == "view")

@@ -146,7 +146,7 @@ def test_micro_batches_on_one_process(path: str, parts: int, schedule: Schedule)
     ],
 )
 def test_ranks_and_micro_batches(path: str, world_size: int, parts: int, schedule: Schedule) -> None:
-    for found in on_ranks(step, world_size, path, parts, schedule, torch.float64, timeout_s=300.0):
+    for found in on_ranks(step, world_size, path, parts, schedule, torch.float64):
         expect_same(found, expected(path, schedule), 1e-6)
 
 
@@ -165,7 +165,7 @@ def test_variants(path: str, tmp_path: Path, change: dict[str, dict[str, Any]]) 
         for key, value in changes.items():
             settings[block][key] = {**settings[block][key], **value} if isinstance(value, dict) else value
     own = str(write_recipe(tmp_path / "recipe.yaml", settings))
-    for found in on_ranks(step, 3, own, 2, "joint", torch.float64, timeout_s=300.0):
+    for found in on_ranks(step, 3, own, 2, "joint", torch.float64):
         expect_same(found, expected(own, "joint"), 1e-6)
 
 
@@ -185,7 +185,7 @@ def test_forms_of_the_contrastive_loss(
     if world_size == 1:
         expect_same(step(own, parts, "joint", torch.float64), reference, 1e-6)
         return
-    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64, timeout_s=300.0):
+    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64):
         expect_same(found, reference, 1e-6)
 
 
@@ -208,7 +208,7 @@ def test_matryoshka_widths(path: str, tmp_path: Path, form: dict[str, Any]) -> N
     assert reference.metrics["loss"] == pytest.approx(whole.metrics["loss"] + 0.5 * sum(narrow), rel=1e-9)
     assert max(gradient_errors(reference.gradients, whole.gradients).values()) > 1e-2
     expect_same(step(own, 2, "joint", torch.float64), reference, 1e-6)
-    for found in on_ranks(step, 3, own, 2, "joint", torch.float64, timeout_s=300.0):
+    for found in on_ranks(step, 3, own, 2, "joint", torch.float64):
         expect_same(found, reference, 1e-6)
 
 
@@ -233,7 +233,7 @@ def test_features_of_a_teacher(path: str, tmp_path: Path, world_size: int, parts
     assert all(reference.metrics[side] > 0.1 and 0.5 < reference.metrics[f"{side}_known"] < 1 for side in sides)
     mapped = "text_pair" if forms[1] == "cosine" else "image_text"
     assert reference.gradients[f"teacher_maps.{mapped}.weight"].any()
-    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64, timeout_s=300.0):
+    for found in on_ranks(step, world_size, own, parts, "joint", torch.float64):
         expect_same(found, reference, 1e-6)
 
 
@@ -257,13 +257,13 @@ def test_negatives_of_large_groups_and_of_the_whole_batch(
     assert [view.negative_group for view in read(own).views.values()] == [group or 24] * 3
     reference = step_in_blocks(own, 1)
     assert reference.metrics != step(own, 1, "joint", torch.float64).metrics, "other random numbers"
-    for found in on_ranks(step_in_blocks, world_size, own, parts, timeout_s=300.0):
+    for found in on_ranks(step_in_blocks, world_size, own, parts):
         expect_same(found, reference, 1e-6)
 
 
 def test_float32(path: str) -> None:
     """As it trains: losses differ by rounding only."""
-    for found in on_ranks(step, 3, path, 2, "joint", torch.float32, timeout_s=300.0):
+    for found in on_ranks(step, 3, path, 2, "joint", torch.float32):
         expect_same(found, expected(path, "joint"), 2e-6)
 
 
@@ -291,9 +291,9 @@ def calls(path: str) -> tuple[Counter[str], Counter[str]]:
 
 def test_a_step_needs_few_collectives(path: str) -> None:
     """Two, where ranks hold whole groups; besides, states and masks of both sides where they share them, and back."""
-    for forward, backward in on_ranks(calls, 2, path, timeout_s=300.0):
+    for forward, backward in on_ranks(calls, 2, path):
         assert forward == {"all_gather": 2} and not backward
-    for forward, backward in on_ranks(calls, 3, path, timeout_s=300.0):
+    for forward, backward in on_ranks(calls, 3, path):
         assert forward == {"all_gather": 2 + 3 * 4} and backward == {"all_to_all_single": 3 * 2}
 
 

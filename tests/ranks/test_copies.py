@@ -35,7 +35,8 @@ STEPS, STOP = 6, 4
 
 def _train(config: RunConfig, stop_at: int | None = None) -> bool:
     own_group = patch("cclm.train.build.process_group", lambda topology: nullcontext())
-    with nullcontext() if config.engine == "plain" else own_group, open_run(config, StopRequest()) as run:
+    patient = patch("cclm.train.loop.STOPPED_COPY_S", 600.0)
+    with patient, nullcontext() if config.engine == "plain" else own_group, open_run(config, StopRequest()) as run:
         assert run is not None
         batches = run.batches
 
@@ -117,10 +118,10 @@ def test_damaged_copies_alone_are_one_error(tmp_path: Path) -> None:
 def test_two_ranks_and_then_three(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     config = as_config(settings(corpus, tmp_path / "first"))
-    assert on_ranks(_train, 2, config, STOP, timeout_s=240.0) == [False] * 2
+    assert on_ranks(_train, 2, config, STOP) == [False] * 2
     ledger = (tmp_path / "first" / "ledger.jsonl").read_text()
     shutil.rmtree(tmp_path / "first")
-    assert on_ranks(_train, 3, replace(config, run_folder=str(tmp_path / "second")), timeout_s=240.0) == [True] * 3
+    assert on_ranks(_train, 3, replace(config, run_folder=str(tmp_path / "second"))) == [True] * 3
     assert (tmp_path / "second" / "ledger.jsonl").read_text().startswith(ledger)
     assert complete_checkpoints(tmp_path / "second") == [step_folder(tmp_path / "second", STEPS)]
     assert log_of(tmp_path / "second")[-1][0] == STEPS - 1

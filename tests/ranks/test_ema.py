@@ -46,7 +46,7 @@ def values_of(folder: Path) -> dict[str, Tensor]:
 
 
 def test_every_stage_averages_like_the_plain_engine(tmp_path: Path) -> None:
-    on_ranks(_train, 2, CASE, tmp_path, timeout_s=300.0)
+    on_ranks(_train, 2, CASE, tmp_path)
     plain = make_plain(CASE)
     drive(plain, CASE, range(3))
     (tmp_path / "plain").mkdir()

@@ -59,7 +59,7 @@ def test_losses_of_fp32_and_overflows_in_the_ledger_of_bad_steps(tmp_path: Path)
         for part in ("text", "fusion"):  # which draws other numbers in fp16
             settings["model"][part] |= {"dropout": 0.0, "attention_dropout": 0.0}
         configs[name] = as_config(settings)
-    on_ranks(_train, 2, configs, timeout_s=300.0)
+    on_ranks(_train, 2, configs)
     expected, found, large = (values_of(tmp_path / name) for name in kinds)
     assert [one["loss"] for one in found] == pytest.approx([one["loss"] for one in expected], rel=0.02)
     assert sum(one["skipped_updates"] for one in found) == 0

@@ -101,8 +101,8 @@ EVERY = [(stage, tuple(PARTS)) for stage in SOME]
 def test_every_part_at_every_stage(frozen: tuple[str, tuple[str, ...]], tmp_path: Path) -> None:
     """As the plain engine; bit by bit as at the start; without moments; and on one rank from the two ranks' files."""
     cases = {name: case_of(PARTS[name], **STAGES[frozen[0]]) for name in frozen[1]}
-    first, second = on_ranks(_train_each, 2, cases, tmp_path, timeout_s=300.0)
-    alone = on_ranks(_go_on_each, 1, cases, tmp_path, timeout_s=300.0)[0]
+    first, second = on_ranks(_train_each, 2, cases, tmp_path)
+    alone = on_ranks(_go_on_each, 1, cases, tmp_path)[0]
     for name, case in cases.items():
         reference, ours = train_plain(case), first[name][0]
         assert ours.losses == pytest.approx(reference.losses, rel=1e-5), name
@@ -183,7 +183,7 @@ def test_remembered_texts_change_nothing_on_two_ranks(corpus: Path, tmp_path: Pa
         parts = partial(module_on_one_thread, path), partial(batch_of, path)
         cases.append(Case(make_module=parts[0], make_batch=parts[1], num_steps=END, ds_options=SHIPPED_FOR_CPU))
     plain = train_ranks(cases[0])[0]
-    for whole, resumed in on_ranks(_train_and_go_on, 2, cases[1], tmp_path, timeout_s=300.0):
+    for whole, resumed in on_ranks(_train_and_go_on, 2, cases[1], tmp_path):
         assert whole.losses == pytest.approx(plain.losses[STOP:], rel=1e-5)
         assert whole.losses == resumed.losses and whole.metrics == resumed.metrics
         for name, value in whole.parameters.items():

@@ -228,7 +228,7 @@ def forgotten(path: str) -> list[int]:
 @pytest.mark.slow
 def test_micro_batches_keep_the_order_of_modules(path: str) -> None:
     """It is what parameters are fetched ahead by. The first pass of all is shorter than what comes after it."""
-    for calls in on_ranks(forgotten, 2, path, timeout_s=300.0):
+    for calls in on_ranks(forgotten, 2, path):
         assert calls[-1] == calls[0] <= 1
 
 

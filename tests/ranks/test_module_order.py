@@ -49,7 +49,7 @@ def _train(config: RunConfig) -> str:
 def test_another_order_of_modules_stops_the_run_before_the_next_step(tmp_path: Path) -> None:
     changes = {"deepspeed": "zero3_cpu", "track": {"every_steps": 1, "tensorboard": False}}
     config = as_config(recipe(write_corpus(tmp_path), tmp_path / "run", **changes))
-    got, other = on_ranks(_train, 2, config, timeout_s=120.0)
+    got, other = on_ranks(_train, 2, config)
     assert got == other
     number = int(re.search(r"; module (\d+) none on rank 0, \S+ on rank 1; first samples of step 0: rank 0: ", got)[1])
     assert number > 40, "all that ran before, alike on both"

@@ -43,5 +43,5 @@ def test_they_are_equal_on_any_number_of_ranks(tmp_path: Path, top_k: int) -> No
     expected = predictions(settings, "plain", 1 << 20)
     assert [language for language, *_ in expected] == ["de", "en"]
     for world_size, in_memory in ((1, 100), (2, 1 << 20), (3, 100)):  # 100: features are mapped, states made again
-        found = on_ranks(predictions, world_size, settings, "deepspeed", in_memory, timeout_s=300)
+        found = on_ranks(predictions, world_size, settings, "deepspeed", in_memory)
         assert all(of_rank == expected for of_rank in found), world_size

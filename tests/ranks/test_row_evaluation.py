@@ -51,5 +51,5 @@ def test_they_are_equal_on_any_number_of_ranks(tmp_path: Path, batch_size: int) 
     assert [one["id"].rpartition("-")[2] for one in expected] == 6 * ["contradiction", "entailment", "neutral"]
     assert len({one["score"] for one in expected}) > SIZES["classes"]
     for world_size in (1, 2, 3):
-        found = on_ranks(predictions, world_size, settings, batch_size, "deepspeed", timeout_s=300)
+        found = on_ranks(predictions, world_size, settings, batch_size, "deepspeed")
         assert all(of_rank == expected for of_rank in found), world_size

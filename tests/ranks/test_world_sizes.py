@@ -143,8 +143,8 @@ def test_the_real_model_goes_on(tmp_path: Path, real: Case, stage: int, before: 
     zero = real.ds_options["zero_optimization"]
     stage_1 = {"stage": 1, "reduce_bucket_size": zero["reduce_bucket_size"]}
     case = real if stage == 3 else replace(real, stage=1, ds_options={**real.ds_options, "zero_optimization": stage_1})
-    straight = on_ranks(_save, before, case, tmp_path / "old", timeout_s=300.0)[0]
-    resumed = on_ranks(_go_on, after, case, tmp_path / "old", tmp_path / "new", END - STOP, timeout_s=300.0)[0]
+    straight = on_ranks(_save, before, case, tmp_path / "old")[0]
+    resumed = on_ranks(_go_on, after, case, tmp_path / "old", tmp_path / "new", END - STOP)[0]
     (old, facts), (new, facts_again) = (everything(step_folder(tmp_path / name, STOP)) for name in ("old", "new"))
     assert facts == facts_again and facts.updates == facts.average_updates == STOP
     assert old.keys() == new.keys() and sum(name.startswith("average/") for name in old) > 50
@@ -170,7 +170,7 @@ def test_the_real_model_goes_on_with_any_engine_stage_and_precision(tmp_path: Pa
     """Its fp32 values are the same bits behind every one, the plain engine among them; a step differs by rounding."""
     kinds = [(3, "fp32"), (1, "bf16"), (0, "fp32"), (2, "bf16"), (3, "bf16"), (1, "fp32"), (2, "fp32")]
     cases = [replace(real, ds_options={}, stage=stage, precision=precision) for stage, precision in kinds]
-    losses = on_ranks(_pass_on, 2, cases, tmp_path, timeout_s=300.0)[0]
+    losses = on_ranks(_pass_on, 2, cases, tmp_path)[0]
     plain = make_plain(real)
     plain.load(step_folder(tmp_path / str(len(cases) - 1), STOP))
     save_checkpoint(plain, tmp_path / "plain", STOP, {}, keep=1)

@@ -45,9 +45,9 @@ def test_on_two_ranks_and_gone_on_with_on_three(tmp_path: Path) -> None:
         )
     )
     first = replace(config, optimizer=replace(config.optimizer, total_steps=2))
-    assert on_ranks(_train, 2, first, timeout_s=240.0) == [True] * 2
+    assert on_ranks(_train, 2, first) == [True] * 2
     expected = {2: evaluated(config, step_folder(run, 2))}
-    assert on_ranks(_train, 3, config, timeout_s=240.0) == [True] * 3
+    assert on_ranks(_train, 3, config) == [True] * 3
     assert main(["export", str(step_folder(run, 4)), "--to", str(tmp_path / "export")]) == 0
     expected[4] = evaluated(config, tmp_path / "export")
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
