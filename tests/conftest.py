@@ -7,6 +7,10 @@ import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a machine that stands still for a while is no failure
 
 
 def pytest_configure() -> None:

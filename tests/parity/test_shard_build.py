@@ -233,7 +233,7 @@ def test_workers_die_with_their_build_and_two_builds_never_meet(tmp_path: Path) 
 
 def say_and_sleep(folder: Path) -> None:
     (folder / f"worker-{os.getpid()}").touch()
-    time.sleep(60)
+    time.sleep(600)
 
 
 def is_running(pid: int) -> Any:
