@@ -35,7 +35,7 @@ GOOD_CODES = frozenset(EXIT_CODES[cause] for cause in GOOD_ENDS)
 STOPPED = EXIT_CODES[Cause.STOPPED]
 GRACE_S = 5.0
 """Between TERM and KILL, once a rank has failed; `python -m launch run` has 15 s."""
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 """An attempt that lasts longer hangs."""
 LEAVE_S = 60.0
 """So long a process may take to follow its rank."""
