@@ -47,11 +47,16 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-@pytest.fixture(autouse=True)
-def same_draws() -> None:
-    """Whatever tests this process has done before: torch draws the same numbers in each."""
+def pytest_runtest_setup() -> None:
+    """Whatever tests this process has done before: torch draws the same numbers in each, and in what it sets up."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Also where another test of the file has had it set up."""
+    pytest_runtest_setup()
 
 
 @pytest.fixture
