@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
 """For a start on a machine that does other things, too."""
 STOPPED = EXIT_CODES[Cause.STOPPED]
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """A test that fails leaves nobody who trains for ever."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def write(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:
@@ -44,7 +54,7 @@ def write(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:
 def start(arguments: Sequence[str], prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
     command = [*prefix, sys.executable, "-m", "pretrain", *arguments]
     quiet = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env={**os.environ, **quiet, **environment},
@@ -53,6 +63,8 @@ def start(arguments: Sequence[str], prefix: Sequence[str] = (), **environment: s
         start_new_session=True,
         preexec_fn=listen_to_everything,
     )
+    STARTED.append(process)
+    return process
 
 
 def listen_to_everything() -> None:
