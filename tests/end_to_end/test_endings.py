@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0
 """For a start on a machine that does other things, too."""
 STOPPED = EXIT_CODES[Cause.STOPPED]
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """A test that fails leaves nobody who trains for ever."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def write(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:
@@ -44,7 +54,7 @@ def write(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:
 def start(arguments: Sequence[str], prefix: Sequence[str] = (), **environment: str) -> subprocess.Popen[bytes]:
     command = [*prefix, sys.executable, "-m", "pretrain", *arguments]
     quiet = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env={**os.environ, **quiet, **environment},
@@ -53,6 +63,8 @@ def start(arguments: Sequence[str], prefix: Sequence[str] = (), **environment: s
         start_new_session=True,
         preexec_fn=listen_to_everything,
     )
+    STARTED.append(process)
+    return process
 
 
 def listen_to_everything() -> None:
@@ -61,10 +73,10 @@ def listen_to_everything() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def end(process: subprocess.Popen[bytes], timeout_s: float = PATIENCE_S) -> tuple[int, str]:
+def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     """Wait for the end; returns the code and everything that was said."""
     try:
-        said, errors = process.communicate(timeout=timeout_s)
+        said, errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         said, errors = process.communicate()
@@ -96,7 +108,8 @@ def children(pid: int) -> list[int]:
 
 
 def status(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "status" / "rank_0.json").read_text()))
+    path = run / "status" / "rank_0.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def steps_saved(run: Path) -> list[int]:
@@ -107,9 +120,21 @@ def last_step(run: Path) -> int:
     return int(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"])
 
 
+ENDLESS_IMPORT = """
+import sys, time
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            time.sleep(600)
+sys.meta_path.insert(0, Finder())
+"""
+"""So that no signal can come after the imports."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_a_request_in_the_imports_ends_it_at_once(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = start(write(corpus, tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS_IMPORT)
+    process = start(write(corpus, tmp_path), PYTHONPATH=str(tmp_path))
     wait_for(process, lambda: listens(process), "listened")
     process.send_signal(number)
     code, said = end(process)
@@ -151,11 +176,10 @@ def test_a_request_is_obeyed_while_it_waits_for_a_batch_and_no_worker_stays(corp
         os.kill(worker, signal.SIGSTOP)
     wait_for(process, lambda: "sleeping" in state_of(process.pid), "waited")
     time.sleep(2.0)
-    step = last_step(run)
     process.send_signal(signal.SIGTERM)
-    code, said = end(process, 60.0)
+    code, said = end(process)
     assert code == STOPPED, said
-    assert steps_saved(run) == [step + 1]
+    assert steps_saved(run) == [last_step(run) + 1]
     assert all(state_of(worker) in ("gone", "dead") for worker in workers)
 
 
@@ -166,15 +190,16 @@ def test_a_worker_that_stands_still_ends_the_run_with_its_name(corpus: Path, tmp
     tar.unlink()
     os.mkfifo(tar)
     arguments = [*write(own, tmp_path), "--data.num_workers", "1"]
-    code, said = end(start([*arguments, "--data.batch_timeout_s", "3"]))
+    code, said = end(start([*arguments, "--data.batch_timeout_s", "8"]))
     assert code == EXIT_CODES[Cause.TRANSIENT], said
     assert "loader worker 0 (process" in said and "cclm/shardfile/reader.py" in said
     assert status(tmp_path / "run")["cause"] == "transient"
 
     process = start(arguments)  # with the usual patience: TERM, and RUN/stop, are obeyed at once
-    wait_for(process, lambda: (tmp_path / "run/status/rank_0.json").exists() and children(process.pid), "trained")
-    (tmp_path / "run/stop").touch()
-    code, said = end(process, 60.0)
+    run = tmp_path / "run"
+    wait_for(process, lambda: status(run).get("pid") == process.pid and children(process.pid), "trained")
+    (run / "stop").touch()
+    code, said = end(process)
     assert code == STOPPED, said
 
 
@@ -187,7 +212,7 @@ def test_a_loader_in_the_process_is_interrupted_too(tmp_path: Path) -> None:
     wait_for(process, lambda: (tmp_path / "run/status/rank_0.json").exists(), "trained")
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
-    code, said = end(process, 60.0)
+    code, said = end(process)
     assert code == STOPPED, said
     assert json.loads((tmp_path / "run/stopped.json").read_text())["step"] == 0
 

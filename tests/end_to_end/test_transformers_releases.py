@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 
 from cclm.hub.hub_folder import write_folder
@@ -115,4 +114,3 @@ def test_an_exported_folder_loads_computes_and_is_saved_again(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    torch.set_num_threads(1)

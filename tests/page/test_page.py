@@ -10,7 +10,7 @@ import pytest
 from cclm.hub.open import OpenedModel
 from cclm.retrieve.embed import Embedder, embed
 from cclm.retrieve.embed_source import Shards
-from tests.page.browser import chromium, open_browser, served
+from tests.page.browser import PATIENCE_MS, chromium, open_browser, served
 from tests.unit.data.data_sets import write_images
 from tests.unit.hub.small_model import opened, tokenizer_folder
 from tests.unit.hub.test_hub_folder import write
@@ -47,6 +47,7 @@ class Opened:
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.page = browser.new_page(**options)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.told: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.told.append(message.text))

@@ -33,10 +33,10 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter
 NETWORK = "10.77.0"
 CONTROLLER = "login"
 USER, USER_ID = "trainer", 5000
-NUM_CPUS, NUM_GPUS = 8, 2
+NUM_NODES, NUM_CPUS, NUM_GPUS = 3, 8, 2
 NULL_DEVICE = (1, 3)
 """A second /dev/null passes for a GPU: Slurm wants a character device and opens it at most."""
-UP_S = 30.0
+UP_S = 240.0
 
 
 class ClusterError(RuntimeError):
@@ -66,7 +66,7 @@ def install() -> None:
         subprocess.run(["apt-get", *command], env=environment, stdout=sys.stderr, check=True, timeout=600)
 
 
-def sh(command: str, timeout_s: float = 30) -> str:
+def sh(command: str, timeout_s: float = 120) -> str:
     """Run a line of shell; returns what it prints."""
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode != 0:
@@ -172,7 +172,7 @@ def wait_for_idle(base: Path, num_nodes: int) -> None:
     began = time.monotonic()
     while time.monotonic() - began < UP_S:
         asked = subprocess.run(
-            ["timeout", "3", "sinfo", "-h", "-p", "train", "-t", "idle", "-o", "%D"], capture_output=True, check=False
+            ["timeout", "30", "sinfo", "-h", "-p", "train", "-t", "idle", "-o", "%D"], capture_output=True, check=False
         )
         if asked.stdout.decode().strip() == str(num_nodes):
             return
@@ -196,7 +196,7 @@ def run_as_first_process(base: Path, num_nodes: int, command: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="python -m tests.slurm.cluster", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=NUM_NODES)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options, command = parser.parse_args(arguments[:split]), arguments[split + 1 :]
     if options.inside:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import ENVIRONMENT, ROOT, STEPS_ALONE, tiny
+from tests.slurm.cluster import NUM_NODES, wait_for_idle
+from tests.slurm.jobs import ENVIRONMENT, ROOT, STEPS_ALONE, slurm, tiny
 from tests.tiny_run import write_corpus
 
 HERE = Path(__file__).parent
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Path:
     """The cluster's folder."""
     return Path(os.environ["CCLM_SLURM_CLUSTER"])
+
+
+@pytest.fixture(autouse=True)
+def idle_nodes(request: pytest.FixtureRequest) -> None:
+    """Tests say which nodes they get: nothing of the test before is left on any. The campaign is one run over many."""
+    if "campaign" not in request.fixturenames:
+        slurm("scancel", "--user=root")
+        wait_for_idle(request.getfixturevalue("cluster"), NUM_NODES)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from launch.slurm.history import Attempt, attempts_since_submission, read_histor
 from tests.tiny_run import recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 """For a loaded machine; an idle one needs a tenth."""
 STEPS_ALONE = 8
 """Steps of the run of one process that others are compared with."""
@@ -31,7 +31,7 @@ ENVIRONMENT = {
 
 def slurm(*command: str) -> str:
     """Ask Slurm; a controller that hangs fails the test."""
-    done = subprocess.run(["timeout", "30", *command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["timeout", "120", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
@@ -70,20 +70,25 @@ def submit(path: Path, *options: str, prefix: tuple[str, ...] = (), **environmen
     return told.stdout.strip()
 
 
-def wait(condition: Callable[[], Any], what: str, run: Path | None = None) -> Any:
+def wait(condition: Callable[[], Any], what: str, run: Path | None = None, every_s: float = 0.05) -> Any:
     """Wait for something true; a failure shows what the job said."""
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE_S:
         found = condition()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(every_s)
     said = "" if run is None else "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(run.glob("logs/*.log")))
     raise AssertionError(f"waited {PATIENCE_S:.0f} s for {what}\n{slurm('squeue', '-t', 'all')}\n{said}")
 
 
 def state(job: str) -> str:
     return (slurm("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job).split() or ["GONE"])[0]
+
+
+def known_jobs() -> set[str]:
+    """Every job of the cluster, also those that are over."""
+    return set(slurm("squeue", "--noheader", "--states=all", "--format=%A").split())
 
 
 def ended(job: str, run: Path) -> str:

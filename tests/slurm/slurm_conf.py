@@ -5,6 +5,8 @@ EnforcePartLimits       an impossible request is refused, instead of pending for
 preempt_send_user_signal  the job's own --signal arrives when it is preempted
 proctrack, task, acct   no cgroups: they belong to the machine, not to the namespace
 ReturnToService=2       a node that answers again is used again
+SlurmdTimeout and what comes before it   a machine that stands still for seconds has neither lost a node nor a message
+MinJobAge               a job's end is told to a test that asks late
 """
 
 SLURM_CONF = """\
@@ -37,12 +39,16 @@ SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
 ReturnToService=2
 SlurmctldTimeout=30
-SlurmdTimeout=10
+MessageTimeout=30
+UnkillableStepTimeout=180
+BatchStartTimeout=120
+SlurmdTimeout=20
+MinJobAge=3600
 KillWait=5
 JobRequeue=1
 NodeName=n[1-{num_nodes}] NodeAddr={network}.[1-{num_nodes}] CPUs={num_cpus} RealMemory=4000 Gres=gpu:{num_gpus}
 PartitionName=train Nodes=n[1-{num_nodes}] Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=preempt Nodes=n[1-{num_nodes}] MaxTime=INFINITE PriorityTier=1 GraceTime=20 PreemptMode=REQUEUE State=UP
+PartitionName=preempt Nodes=n[1-{num_nodes}] MaxTime=INFINITE PriorityTier=1 GraceTime=120 PreemptMode=REQUEUE State=UP
 """
 
 GRES_CONF = """\

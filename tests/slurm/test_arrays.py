@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.slurm.jobs import ROOT, attempts, ended, launch, said, slurm, state, wait
+from tests.slurm.jobs import ROOT, attempts, ended, known_jobs, launch, said, slurm, state, wait
 
 SMALL = ("--time", "5", "--save-s", "60", "--preflight", "none")
 
@@ -44,10 +44,11 @@ def test_an_array_with_a_failing_task(tmp_path: Path) -> None:
     log = (merged / "logs/rank_0.log").read_text()
     assert [log.count(f"\ntask {number}\n") for number in range(3)] == [1, 2, 1]
 
+    known = known_jobs()
     told_again = launch("submit", "--run-folder", str(parts), *SMALL, "--array", "3", "--", "true")
     assert told_again.returncode == 2
     assert "expected array tasks that have not ended with code 0, got none" in told_again.stderr
-    assert slurm("squeue", "--noheader") == ""
+    assert known_jobs() == known
 
 
 def shards_of(folder: Path) -> list[dict[str, Any]]:

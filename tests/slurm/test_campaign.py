@@ -41,7 +41,7 @@ from tests.tiny_run import write_corpus
 
 STEPS = 160
 EVERY = 5
-HANG_S = 20
+HANG_S = 40
 SIZE = ("--nodes", "2", "--preflight", "quick", "--hang-s", str(HANG_S))
 
 
@@ -52,6 +52,8 @@ class Row:
     event: str
     at: int
     """Steps done when it struck."""
+    saved: int
+    """Newest complete checkpoint when it struck: saves in the background may be behind by more than one."""
     resumed: int
     """Step that the next attempt began at."""
     seconds: float
@@ -85,6 +87,7 @@ class Campaign:
         """Let the attempt begin, strike, wait for its end, and let the run go on; returns the table's new line."""
         self.wait_for_progress()
         number, at, began = len(attempts_ever(self.run)), steps_done(self.run), time.monotonic()
+        saved = steps_saved(self.run)[-1]
         strike()
         wait(lambda: state(self.job) in ("PENDING", "CANCELLED"), f"the end of the attempt after: {event}", self.run)
         seconds = time.monotonic() - began
@@ -93,7 +96,7 @@ class Campaign:
         wait(lambda: len(attempts_ever(self.run)) > number, f"the next attempt after: {event}", self.run)
         resumed = int(attempts_ever(self.run)[number]["step"])
         end = end_of(self.run, number - 1)
-        self.rows.append(Row(event, at, resumed, seconds, end["reason"], end["cause"]))
+        self.rows.append(Row(event, at, saved, resumed, seconds, end["reason"], end["cause"]))
         return self.rows[-1]
 
     def nodes(self) -> list[str]:
@@ -123,6 +126,14 @@ def end_of(run: Path, attempt: int) -> dict[str, Any]:
 def steps_done(run: Path) -> int:
     """What rank 0 last said."""
     return int(json.loads((run / "status/rank_0.json").read_text())["step"])
+
+
+def read_or_gone(path: Path) -> str:
+    """What a process of /proc says, which may end at any moment."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def user_or_root() -> tuple[str, ...]:
@@ -186,7 +197,7 @@ def test_usr1_before_the_time_limit(campaign: Campaign) -> None:
     assert (end["exit_status"], end["cause"]) == ("stopped", "stopped")
     assert end["step"] == resumed, "not a step is done again"
     (seconds,) = (float(line.split()[2]) for line in lines if line.startswith("attempt ends"))
-    campaign.rows.append(Row("USR1 (launch drill)", resumed, resumed, seconds, end["reason"], end["cause"]))
+    campaign.rows.append(Row("USR1 (launch drill)", resumed, resumed, resumed, seconds, end["reason"], end["cause"]))
 
 
 def test_two_jobs_on_the_same_nodes(campaign: Campaign) -> None:
@@ -210,6 +221,7 @@ def test_preemption(campaign: Campaign) -> None:
     def go_on() -> None:
         wait(lambda: state(other[0]) == "RUNNING", "the other job")
         slurm("scancel", other[0])
+        assert ended(other[0], campaign.run) == "CANCELLED"
         start_now(campaign.job)
 
     def strike() -> None:
@@ -221,17 +233,19 @@ def test_preemption(campaign: Campaign) -> None:
 
 
 def test_a_rank_dies(campaign: Campaign) -> None:
+    node = campaign.nodes()[1]
     row = campaign.suffer("a rank dies", lambda: campaign.kill(1, signal.SIGKILL))
-    assert row.cause == "signal" and row.how.startswith("rank 1 on n2")
-    assert row.at - EVERY <= row.resumed <= row.at
+    assert row.cause == "signal" and row.how.startswith(f"rank 1 on {node}")
+    assert row.saved <= row.resumed <= row.at
 
 
 def test_a_rank_hangs(campaign: Campaign) -> None:
+    node = campaign.nodes()[1]
     row = campaign.suffer("a rank hangs", lambda: campaign.kill(1, signal.SIGSTOP))
-    assert row.cause == "hung" and row.how.startswith("rank 1 on n2")
+    assert row.cause == "hung" and row.how.startswith(f"rank 1 on {node}")
     assert "it does not even print a traceback" in row.how
     assert "waits for other ranks" in (campaign.run / "logs/rank_0.log").read_text() or row.seconds > HANG_S
-    assert row.at - EVERY <= row.resumed <= row.at
+    assert row.saved <= row.resumed <= row.at
 
 
 def test_the_undisturbed_run_ends(campaign: Campaign) -> None:
@@ -240,24 +254,24 @@ def test_the_undisturbed_run_ends(campaign: Campaign) -> None:
 
 
 def test_a_node_is_set_down(campaign: Campaign) -> None:
-    row = campaign.suffer(
-        "a node is set down", lambda: slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    )
-    assert row.at - EVERY <= row.resumed <= row.at
+    down = ("scontrol", "update", f"nodename={campaign.nodes()[1]}", "state=down", "reason=test")
+    row = campaign.suffer("a node is set down", lambda: slurm(*down))
+    assert row.saved <= row.resumed <= row.at
 
 
 def test_a_cable_is_cut(campaign: Campaign) -> None:
     """The node does not come back; the run goes on on another."""
-    row = campaign.suffer("a cable is cut", lambda: sh("ip link set v2 down"))
-    assert campaign.nodes() == ["n1", "n3"]
-    sh("ip link set v2 up")
-    assert row.at - EVERY <= row.resumed <= row.at
+    node = campaign.nodes()[1]  # the one that was set down, or the third if that was not back in time
+    row = campaign.suffer("a cable is cut", lambda: sh(f"ip link set v{node[1:]} down"))
+    assert node not in campaign.nodes()
+    sh(f"ip link set v{node[1:]} up")
+    assert row.saved <= row.resumed <= row.at
 
 
 def test_cancelled_during_a_save(campaign: Campaign) -> None:
     def strike() -> None:
-        while not list(campaign.run.glob("checkpoints/.step_*.partial")):
-            time.sleep(0.0005)
+        partial = "checkpoints/.step_*.partial"
+        wait(lambda: list(campaign.run.glob(partial)), "a save", campaign.run, every_s=0.0005)
         slurm("scancel", campaign.job)
         assert ended(campaign.job, campaign.run) == "CANCELLED"
 
@@ -296,6 +310,6 @@ def test_no_process_is_left_on_any_node(campaign: Campaign) -> None:
     def left() -> list[str]:
         pids = sh("for n in n1 n2 n3; do ip netns pids $n; done").split()
         names = [Path(f"/proc/{pid}/cmdline") for pid in pids]
-        return [text for path in names if path.exists() and "pretrain" in (text := path.read_text())]
+        return [text for path in names if "pretrain" in (text := read_or_gone(path))]
 
     wait(lambda: not left(), "the end of all ranks")

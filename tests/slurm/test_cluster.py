@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 from tests.slurm.cluster import sh
-from tests.slurm.jobs import launch
+from tests.slurm.jobs import PATIENCE_S, launch
 
 
 def run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
 
 def test_nodes_have_their_own_names_and_addresses(cluster: Path) -> None:

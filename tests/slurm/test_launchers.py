@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.slurm.jobs import ROOT, ended, launch, said
+from tests.slurm.jobs import PATIENCE_S, ROOT, ended, launch, said
 
 SMALL = ("--time", "5", "--save-s", "60")
 TELL = """
@@ -45,7 +45,7 @@ def test_torchrun_gives_the_same_places(tmp_path: Path) -> None:
 
 
 PLACE = """
-import os, time
+import os
 from cclm.errors import ConfigError
 from cclm.run.launcher import adopt_place
 try:
@@ -56,8 +56,10 @@ else:
     told = f"{place.rank} of {place.world_size}, {place.local_rank} of {place.local_world_size}"
     if place.world_size > 1:
         from cclm.distributed.topology import meet
-        store = meet(place.rank, place.world_size, 100.0)
-        time.sleep(1.0)  # the store of rank 0 is everybody's
+        store = meet(place.rank, place.world_size, 600.0)
+        store.set(f"met {place.rank}", "")
+        if place.rank == 0:  # its store is everybody's
+            store.wait([f"met {rank}" for rank in range(place.world_size)])
 os.write(1, (told + chr(10)).encode())
 """
 PLAIN_JOB = """#!/bin/bash
@@ -73,19 +75,17 @@ echo alone; {python} {script}
 def test_srun_without_our_launcher_is_refused_with_the_line_that_works(tmp_path: Path) -> None:
     """What a refused process is told to do: the job's script does it then."""
     script, job, output = tmp_path / "place.py", tmp_path / "job.sh", tmp_path / "job.log"
+    remarks = tmp_path / "remarks.log"  # srun's, for one: the step before has not left its nodes yet
     script.write_text(PLACE)
     job.write_text(PLAIN_JOB.format(root=ROOT, python=sys.executable, script=script))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run(
-        ["sbatch", "--wait", "-N", "2", "-n", "3", "-o", str(output), str(job)],
-        env=environment, capture_output=True, text=True, timeout=200, check=False,
+        ["sbatch", "--wait", "-N", "2", "-n", "3", "-o", str(output), "-e", str(remarks), str(job)],
+        env=environment, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False,
     )  # fmt: skip
-    notes = ("[W", "srun: ")  # torch's warnings; srun says so when the step before has not left its nodes yet
-    said_by_job = [line for line in output.read_text().splitlines() if not line.startswith(notes)]
-    assert told.returncode == 0, said_by_job
-    groups = [
-        set(part.splitlines()[1:]) for part in re.split(r"(?m)^(?=alone$|refused$|found$)", "\n".join(said_by_job))[1:]
-    ]
+    assert told.returncode == 0, remarks.read_text()
+    parts = re.split(r"(?m)^(?=alone$|refused$|found$)", output.read_text())[1:]
+    groups = [set(part.splitlines()[1:]) for part in parts]
     assert groups[0] == groups[3] == {"0 of 1, 0 of 1"}
     assert groups[1] == {
         f"refused: process {rank} of 3 that srun started, without MASTER_ADDR, MASTER_PORT" for rank in range(3)
@@ -98,7 +98,12 @@ def test_launch_run_refuses_to_be_one_of_several(tmp_path: Path) -> None:
     options = ("--run-folder", str(tmp_path / "run"), "--ranks", "1", "--", "true")
     command = [sys.executable, "-m", "launch", "run", *options]
     told = subprocess.run(
-        ["srun", "-n2", "--time", "5", *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        ["srun", "-n2", "--time", "5", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert told.returncode == 2
     assert told.stderr.count("of 2 that srun started") == 2, told.stderr

@@ -11,6 +11,7 @@ from tests.slurm.cluster import sh
 from tests.slurm.jobs import (
     attempts,
     ended,
+    known_jobs,
     launch,
     read_done,
     said,
@@ -63,11 +64,11 @@ def test_a_full_disk(corpus: Path, cluster: Path) -> None:
     ],
 )
 def test_an_impossible_request(tmp_path: Path, options: list[str], words: str) -> None:
-    before = slurm("squeue", "--noheader")
+    before = known_jobs()
     told = launch("submit", *SMALL, "--run-folder", str(tmp_path / "run"), *options, "--", "true")
     assert told.returncode == 2
     assert words in told.stderr
-    assert slurm("squeue", "--noheader") == before
+    assert known_jobs() == before
 
 
 def test_a_bad_node_is_named_and_replaced(cluster: Path, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.slurm.jobs import (
     ENVIRONMENT,
+    PATIENCE_S,
     ROOT,
     attempts,
     launch,
@@ -22,7 +24,7 @@ from tests.slurm.jobs import (
 )
 from tests.tiny_run import write_corpus
 
-STEPS = 200
+STEPS = 400
 """Enough for the run to be still there when it is stopped."""
 ONE_RANK = ("--nodes", "1", "--preflight", "none")
 
@@ -49,19 +51,21 @@ def test_a_run_that_is_looked_after(tmp_path: Path) -> None:
     assert (row["kind"], row["progress"]["total_steps"]) == ("training", STEPS)
     assert " RUNNING " in ok("status", "--root", str(run.parent))
 
-    told = launch("stop", str(run), "--wait", "60")
+    told = launch("stop", str(run), "--wait", str(PATIENCE_S))
     assert told.returncode == 0, told.stderr
     assert attempts(run)[-1].cause == "stopped_by_user"
     stopped_at = steps_saved(run)[-1]
     assert state(job) == "COMPLETED", "it is stopped by the user, and is not requeued"
-    assert follower.wait(timeout=30) == 0, "the run is over, so following it is"
+    assert follower.wait(timeout=PATIENCE_S) == 0, "the run is over, so following it is"
     assert follower.communicate()[0] == said(run)
 
     again = ok("resume", str(run), "--time", "10").strip()
     begun = wait(lambda: (found := attempts(run)) and found[-1], "the next attempt", run)
     assert (begun.job, begun.first_step) == (again, stopped_at)
-    assert f"step        {stopped_at}/{STEPS}, loss " in ok("status", str(run))
-    assert "limit 00:10:00" in ok("status", str(run))
+    status = ok("status", str(run))
+    step = re.search(rf"step        (\d+)/{STEPS}, loss ", status)
+    assert step is not None and int(step[1]) >= stopped_at, status
+    assert "limit 00:10:00" in status
     wait(lambda: read_done(run) == STEPS, "the end of the run", run)
     assert " done " in ok("status", "--root", str(run.parent))
     assert launch("resume", str(run)).returncode == 2

