@@ -125,8 +125,8 @@ def _run(command: Sequence[str]) -> int:
         process = subprocess.Popen(command)
         for number in before:
             signal.signal(number, forward)
-        for number in too_early:
-            process.send_signal(number)
+        for early in too_early:
+            process.send_signal(early)
         while True:
             try:
                 code = process.wait()

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +113,13 @@ def _acquire(descriptor: int) -> bool:
     """Lock an open file; False where the file system has no locks; raise BlockingIOError if another process has it."""
     try:
         for look in range(NUM_LOOKS):
-            try:
+            with suppress(BlockingIOError):  # a run, or somebody who only looks whether there is one
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-            except BlockingIOError:  # a run, or somebody who only looks whether there is one
-                if look:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused by a run alone
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-                time.sleep(LOOK_S)
+            if look:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused by a run alone
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            time.sleep(LOOK_S)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:

@@ -185,7 +185,10 @@ def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(
 
 
 def test_a_stack_is_read_to_its_foot_however_slowly_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [b"Current thread 0x1 (most recent call first):", *(b"  File f, line 1 in " + name for name in (b"a", b"b"))]
+    frames = [
+        b"Current thread 0x1 (most recent call first):",
+        *(b"  File f, line 1 in " + name for name in (b"a", b"b")),
+    ]
     lines = [b"", *frames, b"  File w, line 2 in _work\n"]
     stack, gone = os.memfd_create("stack"), 2**22 + 1
     monkeypatch.setattr(module.time, "sleep", lambda _: os.write(stack, lines.pop(0) + b"\n"))
