@@ -114,7 +114,7 @@ def deepspeed_engine(case: StepCase, stack: ExitStack) -> Engine[Batch]:
     ds_config = resolve_ds_file(DS_CONFIG, EngineFacts(micro_batch_size=2 * case.rows, world_size=1))
     with sharded_construction(ds_config, topology):
         module = joint_module(case, SINGLE)
-    return DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config, topology=topology, collectives=SINGLE)
+    return DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config, topology=topology)
 
 
 def measure(side: str, case: StepCase, steps: int, threads: int, published_heap: bool = False) -> Timing:

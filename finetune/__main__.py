@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.errors import CclmError, ConfigError
+from cclm.errors import ConfigError
 from cclm.files.command_line import open_output, say
 from cclm.files.reading import read_yaml
 from cclm.files.shipped import CHECKOUT
@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if SEEDS in numbers:
             open_output()
             return run_seeds(words, PROGRAM.recipes, **numbers)
-    except CclmError as error:
-        return end_with(error, None, 0)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end has a sentence and a code
+        return end_with(error)
     return run_program(words, PROGRAM)
 
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cclm.errors import CclmError
 from cclm.files.atomic import make_folder, replace_bytes
 from cclm.files.command_line import Parser, open_output, say
 from cclm.run.ending import end_with
@@ -159,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_output()
     try:
         make(options.images, options.to)
-    except CclmError as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end has a sentence and a code
         return end_with(error)
     say(f"written: {options.to}")
     return 0

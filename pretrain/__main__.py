@@ -6,7 +6,6 @@ python -m pretrain replay RUN --step K      a step again, beside what the run wr
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,10 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from cclm.forecast.check import main as forecast
 
         forecast(words[1:], f"{PROGRAM.command} {CHECK}", PROGRAM.recipes)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 128 + signal.SIGINT
-    except Exception as error:  # noqa: BLE001 - every end has a cause and a code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end has a cause and a code
         return end_with(error)
     return 0
 

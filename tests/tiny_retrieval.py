@@ -86,7 +86,7 @@ def evaluation_with(settings: dict[str, Any], engine: str = "plain") -> Retrieva
         for name, parameter in module.model.named_parameters():
             if name.startswith("matching_head"):
                 parameter.mul_(20)
-    built = build_engine(config, module, topology, ranks, ds_config)
+    built = build_engine(config, module, topology, ds_config)
     found = evaluation_of(METRIC, config, built, dataset_of(config), 0)
     assert isinstance(found, RetrievalEvaluation)
     return found

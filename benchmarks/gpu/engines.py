@@ -18,7 +18,6 @@ from benchmarks.gpu.parts import missing
 from benchmarks.gpu.session import Session
 from cclm.config import RunConfig
 from cclm.data.batch import Batch
-from cclm.distributed.collectives import SINGLE
 from cclm.distributed.topology import Topology, process_group
 from cclm.engine.adamw import MOMENTS
 from cclm.engine.plain import PlainEngine
@@ -81,7 +80,7 @@ def deepspeed_engine(config: RunConfig, topology: Topology, module: CrossViewTra
     from cclm.train.network import build_engine
 
     ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
-    return build_engine(config, module or module_of(config), topology, SINGLE, ds_config)
+    return build_engine(config, module or module_of(config), topology, ds_config)
 
 
 def trained(engine: Engine[Batch], config: RunConfig) -> Values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,10 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse(arguments)
     try:
         options.run(options)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 128 + signal.SIGINT
-    except Exception as error:  # noqa: BLE001 - every end has a sentence and a code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every end has a sentence and a code
         return end_with(error)
     return 0
 

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor
 
-HIDDEN = ("cclm", "pretrain", "shards", "launch", "jaxtyping")
+HIDDEN = ("cclm", "pretrain", "finetune", "shards", "launch", "jaxtyping")
 """Our own packages, wherever they are installed; jaxtyping too, which is for our tests."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -38,6 +39,9 @@ kill, and everything is slow."""
 
 def end_with(error: BaseException, run_folder: Path | None = None, rank: int = 0) -> int:
     """Say why this process ends, note it in the run folder if it is a rank's, and return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
     cause, sentence = explain(error, run_folder)
     if cause is Cause.EXIT or (cause is Cause.TRANSIENT and not isinstance(error, CclmError)):
         traceback.print_exception(error)

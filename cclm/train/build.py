@@ -267,7 +267,7 @@ def build_parts(start: Start, *, is_fresh: bool) -> Parts:
         kernels=kernels,
         clock=clock,
     )
-    engine = build_engine(config, module, topology, ranks, start.ds_config)
+    engine = build_engine(config, module, topology, start.ds_config)
     return Parts(
         config=config,
         engine=engine,

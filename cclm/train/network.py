@@ -113,7 +113,6 @@ def build_engine(
     config: RunConfig,
     module: CrossViewTraining,
     topology: Topology,
-    ranks: Collectives,
     ds_config: dict[str, Any] | None,
 ) -> Engine[Batch]:
     """Give the module to its engine."""
@@ -121,7 +120,7 @@ def build_engine(
     wanted: Any = {"seed": config.seed, "kernel": config.kernels.optimizer}
     if ds_config is None:
         return PlainEngine(module, options, device=device, accumulation_steps=parts, **wanted)
-    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, collectives=ranks, **wanted)
+    return DeepSpeedEngine(module, options, ds_config=ds_config, topology=topology, **wanted)
 
 
 def names_towers(config: RunConfig) -> bool:

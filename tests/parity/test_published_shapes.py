@@ -46,7 +46,7 @@ def make(config: RunConfig) -> Engine:
     torch.set_num_threads(1)
     topology = Topology.from_environment(device="cpu")
     talk, ds_config = collectives(), resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
-    return build_engine(config, module_of(config, talk), topology, talk, ds_config)
+    return build_engine(config, module_of(config, talk), topology, ds_config)
 
 
 def train_rank(paths: dict[str, str], folder: Path) -> dict[str, History]:

@@ -107,7 +107,6 @@ def make_deepspeed(case: Case, **options: Any) -> Any:
         case.optimizer,
         ds_config=ds_config(case, topology.world_size),
         topology=topology,
-        collectives=ours,
         seed=case.seed,
         **options,
     )

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.ds_config import EngineFacts, resolve_ds_config
 from cclm.engine.options import OptimizerConfig
@@ -64,7 +63,6 @@ def _gradient_seen(raw: dict[str, Any], across: str) -> Tensor:
         OPTIMIZER,
         ds_config=resolve_ds_config(raw, facts),
         topology=topology,
-        collectives=collectives(),
     )
     for value in (256.0, 1.0) if steps == 2 else ((256.0, 1.0)[topology.rank],):
         engine.backward(engine.forward(Factor(value)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batch import Batch
-from cclm.distributed.collectives import SINGLE, Collectives, collectives, reduce_scatter
+from cclm.distributed.collectives import Collectives, collectives, reduce_scatter
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed import quirks
 from cclm.engine.deepspeed.engine import DeepSpeedEngine
@@ -34,7 +34,7 @@ def test_parameters_without_dimensions_are_refused_by_name() -> None:
     module = nn.Linear(2, 2)
     module.logit_scale = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(ConfigError, match=r"shape \(\): logit_scale\. Give them the shape \(1,\)"):
-        DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config(CASE, 1), topology=ALONE, collectives=SINGLE)
+        DeepSpeedEngine(module, OPTIMIZER, ds_config=ds_config(CASE, 1), topology=ALONE)
 
 
 def _start(folder: str) -> list[str]:

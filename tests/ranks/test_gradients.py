@@ -162,7 +162,6 @@ def made(path: str, way: Way, ranks: Collectives) -> Engine[Batch]:
         OPTIMIZER,
         ds_config=resolve_ds_config(raw, facts),
         topology=topology,
-        collectives=ranks,
     )
 
 

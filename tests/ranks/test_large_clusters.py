@@ -50,7 +50,7 @@ def train_rank(paths: list[str]) -> list[tuple[list[dict[str, float]], set[str]]
         config, topology, talk = read(path), Topology.from_environment(device="cpu"), collectives()
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
         module = module_of(config, talk)
-        engine = build_engine(config, module, topology, talk, ds_config)
+        engine = build_engine(config, module, topology, ds_config)
         log = losses(config, engine)
         found.append((log, {type(part).__name__ for part in module.modules() if getattr(part, "_z3_leaf", False)}))
     return found

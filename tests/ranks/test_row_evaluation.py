@@ -34,7 +34,7 @@ def predictions(settings: dict[str, Any], batch_size: int, engine: str) -> Seque
     if engine == "deepspeed":
         ds_config = resolve_ds_file(config.deepspeed, config.engine_facts(topology.world_size))
     module = module_of(config, ranks)
-    built = build_engine(config, module, topology, ranks, ds_config)
+    built = build_engine(config, module, topology, ds_config)
     source, view = dataset_of(config).sources["classify"], module.views["classify"]
     assert isinstance(source, AnnotatedSource)
     assert isinstance(view, AnnotatedView)

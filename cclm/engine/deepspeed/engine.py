@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.distributed.agreement import on_every_rank
-from cclm.distributed.collectives import Collectives
+from cclm.distributed.collectives import collectives
 from cclm.distributed.topology import Topology
 from cclm.engine.deepspeed import quirks
 from cclm.engine.deepspeed.construction import choose_kernel, initialise
@@ -39,20 +39,19 @@ class DeepSpeedEngine(Engine[BatchType]):
         *,
         ds_config: Mapping[str, Any],
         topology: Topology,
-        collectives: Collectives,
         seed: int = 0,
         kernel: str = "auto",
     ) -> None:
         """Shard `module` (built alike on every rank, and touched only inside its forward) and its AdamW state.
 
-        `ds_config` is resolved (`resolve_ds_config`), `collectives` are over the same ranks, `seed` is for dropout,
-        `kernel` is the optimizer's (`cclm.ops.choice`).
+        `ds_config` is resolved (`resolve_ds_config`), `seed` is for dropout, `kernel` is the optimizer's
+        (`cclm.ops.choice`).
         """
         quirks.check_parameters_have_dimensions(module)
         enabled = [name for name in ("bf16", "fp16") if ds_config.get(name, {}).get("enabled")]
         precision = enabled[0] if enabled else "fp32"
         super().__init__(
-            module, optimizer, collectives=collectives, device=topology.device, precision=precision,
+            module, optimizer, collectives=collectives(), device=topology.device, precision=precision,
             accumulation_steps=int(ds_config["gradient_accumulation_steps"]), seed=seed,
         )  # fmt: skip
         self.stage = zero_stage(ds_config)
@@ -68,7 +67,7 @@ class DeepSpeedEngine(Engine[BatchType]):
         adamw = self.optimizer.optimizer if self.stage > 0 else self.optimizer
         beside = torch.device("cpu") if offloads_optimizer(ds_config) else self.device
         self.state = RankState(
-            module, collectives, adamw, shards,
+            module, self.collectives, adamw, shards,
             ema_decay=optimizer.ema_decay, device=beside, stage=self.stage, engine=self.runner,
         )  # fmt: skip
 

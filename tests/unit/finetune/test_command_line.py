@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cclm.config import FineTuneConfig, RunConfig
-from cclm.errors import ConfigError
+from cclm.errors import Cause, ConfigError
 from cclm.files.node import node_of, plain
 from cclm.files.reading import to_yaml
 from cclm.files.shipped import CHECKOUT
@@ -21,6 +23,7 @@ from cclm.pretrained.families import FAMILIES
 from cclm.recipe.epochs import with_epochs
 from cclm.recipe.read import read_recipe
 from cclm.recipe.start import with_start
+from cclm.run.causes import EXIT_CODES
 from finetune.__main__ import PROGRAM, evaluation, main, with_recipe
 from finetune.tasks.table import TASKS
 from tests.tiny_config import run_config
@@ -37,6 +40,25 @@ def test_short_words_stand_for_keys() -> None:
 def test_an_unknown_task_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["xnvli"]) != 0
     assert "xvnli" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "table.md"), EXIT_CODES[Cause.DISK_FULL], "table.md: "),
+    ],
+)
+def test_small_commands_end_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, words: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("finetune.commands.results_in", fail)
+    assert main(["table", "runs/xvnli"]) == code
+    told = capsys.readouterr().err
+    assert words in told and "Traceback" not in told
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def evaluation_in(
     config = with_epochs(as_config(settings))
     Path(config.run_folder).mkdir()
     ranks, metric = collectives(), TaskMetric(task="xvnli", view="classify", metrics=("accuracy",))
-    engine = build_engine(config, module_of(config, ranks), Topology.from_environment(device="cpu"), ranks, None)
+    engine = build_engine(config, module_of(config, ranks), Topology.from_environment(device="cpu"), None)
     found = evaluation_of(metric, config, engine, dataset_of(config), 0)
     assert isinstance(found, RowEvaluation)
     return data, found
