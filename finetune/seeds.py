@@ -108,13 +108,25 @@ def run_seeds(words: Sequence[str], recipes: Path, *, seeds: int, ranks: int = 1
 
 def _run(command: Sequence[str]) -> int:
     """Run a command to its end, which gets the signals that would end this process."""
-    process = subprocess.Popen(command)
+    process: subprocess.Popen[bytes] | None = None
+    too_early = list[int]()
 
     def forward(number: int, _: FrameType | None) -> None:
-        process.send_signal(number)
+        if process is None:
+            too_early.append(number)
+        else:
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # the command inherits that
+                signal.signal(number, forward)
+        process = subprocess.Popen(command)
+        for number in before:
+            signal.signal(number, forward)
+        for early in too_early:
+            process.send_signal(early)
         while True:
             try:
                 code = process.wait()

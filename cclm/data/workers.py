@@ -247,11 +247,12 @@ def _ask_for_stack(worker: _Worker) -> str:
     """Have a worker write down where each of its threads stands; "" if it cannot even do that."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, TRACEBACK_SIGNAL)
-    deadline = time.monotonic() + STACK_S
-    while os.fstat(worker.stack).st_size == 0 and time.monotonic() < deadline:
+    deadline, foot = time.monotonic() + STACK_S, f" in {_work.__name__}\n"
+    while True:  # it writes line by line, the main thread last, and may be kept from it in between
+        stack = os.pread(worker.stack, 1 << 16, 0).decode(errors="replace")
+        if foot in stack or time.monotonic() > deadline:
+            return stack.strip()
         time.sleep(0.05)
-    time.sleep(0.05)
-    return os.pread(worker.stack, 1 << 16, 0).decode(errors="replace").strip()
 
 
 def _reap(pid: int, timeout_s: float = 5.0) -> int | None:

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ LOCK_NAME = ".lock"
 NO_LOCKS_HERE = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 """What a network file system says that is mounted without locks."""
 LOOK_S = 0.2
-"""Much longer than `holder_of` keeps the lock to look at it."""
+"""Longer than `holder_of` keeps the lock to look at it, unless its process is held up."""
+NUM_LOOKS = 150
+"""So often at most one waits for those who only look."""
 BEAT_S = 15.0
 LOST_S = 90.0
 """A lease that has not been touched for so long belongs to a machine that is gone: several beats may be late."""
@@ -110,11 +112,15 @@ def _name(descriptor: int) -> str:
 def _acquire(descriptor: int) -> bool:
     """Lock an open file; False where the file system has no locks; raise BlockingIOError if another process has it."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # a run, or somebody who only looks whether there is one
+        for look in range(NUM_LOOKS):
+            with suppress(BlockingIOError):  # a run, or somebody who only looks whether there is one
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            if look:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused by a run alone
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             time.sleep(LOOK_S)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -148,13 +148,14 @@ def open_model(path: Path) -> OpenedModel:
 
 
 def with_weights(prepared: Prepared, state: Mapping[str, Tensor]) -> OpenedModel:
-    """Build the network around these tensors (not copies of them, where they are fp32).
+    """Build the network around these tensors (not copies of them, where they are fp32). Of a model that is `prepared`
+    nothing else is taken, its fingerprint neither.
 
     Raises:
         CheckpointError: names or shapes do not fit the config.
     """
     model = build_model(prepared.config, state, str(prepared.origin))
-    return OpenedModel(**{**vars(prepared), "model": model})
+    return OpenedModel(model=model, **{field.name: getattr(prepared, field.name) for field in fields(Prepared)})
 
 
 def place(opened: OpenedModel, device: str, dtype: str) -> OpenedModel:

@@ -14,7 +14,7 @@ HEAVY = ("torch", "deepspeed", "transformers")
 
 def test_import_contracts() -> None:
     command = [sys.executable, "-c", "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=6000, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -22,7 +22,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     """Import these modules in a fresh interpreter; return the names of all top-level modules it then holds."""
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(*sys.modules)"
     command = [sys.executable, "-c", code, *modules]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return {name.split(".")[0] for name in result.stdout.split()}
 

@@ -244,8 +244,9 @@ def test_killed_while_it_is_written_the_older_one_stays_and_no_process(
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_begin_and_die, args=(tmp_path, sender))
     process.start()
+    sender.close()
     pid = receiver.recv()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     wait_until_gone(pid)
     assert steps_of(tmp_path) == [10] and partial_folder(tmp_path, 20).exists()

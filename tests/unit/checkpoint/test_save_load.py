@@ -133,7 +133,7 @@ def test_killed_at_any_stage_there_is_a_whole_checkpoint(tmp_path: Path, where: 
     context.set_forkserver_preload(["torch"])
     process = context.Process(target=_save_and_die, args=(tmp_path, where))
     process.start()
-    process.join(60)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
     step = 20 if where == "prune" else 10  # after publish the new one counts
     assert newest_complete(tmp_path) == step_folder(tmp_path, step)

@@ -136,9 +136,10 @@ def test_steps_that_are_left_out_have_no_batch_and_move_no_other(three_views: Vi
 
 def test_a_thread_that_prepares_batches_ends_with_who_reads_them(three_views: Views) -> None:
     """A run that rolls back reads anew: neither the thread nor the loader's workers may stay behind."""
+    before = threading.enumerate()
     batches = in_background(make_loader(open_dataset(three_views), 0, 50, num_workers=1), lambda batch: batch)
     assert [next(batches).step for _ in range(3)] == [0, 1, 2]
-    (thread,) = [one for one in threading.enumerate() if one.name == "batches"]
+    (thread,) = [one for one in threading.enumerate() if one.name == "batches" and one not in before]
     assert isinstance(batches, Generator)
     batches.close()
     thread.join(timeout=60)

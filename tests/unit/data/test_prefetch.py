@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
@@ -61,16 +60,17 @@ def test_on_a_gpu_the_copies_are_the_batches(batches: list[Batch]) -> None:
 
 def test_batches_are_prepared_in_the_background_in_order() -> None:
     main, prepared = threading.get_ident(), list[tuple[int, bool]]()
+    is_prepared = [threading.Event() for _ in range(5)]
 
     def prepare(batch: Batch) -> Batch:
         prepared.append((batch.step, threading.get_ident() != main))
+        is_prepared[batch.step].set()
         return replace(batch, update=7)
 
     steps = []
     for batch in in_background([Batch(step=step, views={}) for step in range(5)], prepare):
         steps.append((batch.step, batch.update))
-        time.sleep(0.05)
-        assert len(prepared) > batch.step + 1 or batch.step == 4, "one is ready before it is wanted"
+        assert is_prepared[min(batch.step + 1, 4)].wait(60), "one is ready before it is wanted"
     assert steps == [(step, 7) for step in range(5)]
     assert prepared == [(step, True) for step in range(5)]
 

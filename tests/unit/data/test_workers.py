@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from cclm.data import workers as module
 from cclm.data.workers import AHEAD, WorkerPool, state_of
 from cclm.errors import Cause, CclmError, DataError
 from cclm.run.causes import cause_of
@@ -35,6 +39,13 @@ def pids(workers: WorkerPool[Any]) -> list[int]:
 
 def is_gone(pid: int) -> bool:
     return state_of(pid) in ("gone", "dead")
+
+
+def wait_until(pid: int, state: str) -> None:
+    deadline = time.monotonic() + 60
+    while state_of(pid) != state:
+        assert time.monotonic() < deadline, state_of(pid)
+        time.sleep(0.01)
 
 
 def test_values_come_in_order_and_whole() -> None:
@@ -151,40 +162,75 @@ def test_a_death_is_noticed_where_the_kernel_keeps_no_record_of_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "STACK_S", 60.0)
+    reader, writer = os.pipe()
+
     def wait_for_a_lock_that_nobody_frees(step: int) -> int:
-        time.sleep(1000 if step == 4 else 0)
+        if step == 3:
+            os.write(writer, b"x")
+            time.sleep(1000)
         return step
 
+    workers = pool(wait_for_a_lock_that_nobody_frees, timeout_s=0.5)
+    os.read(reader, 1)
+    wait_until(pids(workers)[0], "sleeping")
     with pytest.raises(CclmError) as caught:
-        list(pool(wait_for_a_lock_that_nobody_frees, timeout_s=0.5))
+        list(workers)
     assert caught.value.cause is Cause.TRANSIENT
     assert "sleeping" in caught.value.got and "in wait_for_a_lock_that_nobody_frees" in caught.value.got
     assert "in wait_for_a_lock_that_nobody_frees" in capfd.readouterr().err
 
 
+def test_a_stack_is_read_to_its_foot_however_slowly_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [
+        b"Current thread 0x1 (most recent call first):",
+        *(b"  File f, line 1 in " + name for name in (b"a", b"b")),
+    ]
+    lines = [b"", *frames, b"  File w, line 2 in _work\n"]
+    stack, gone = os.memfd_create("stack"), 2**22 + 1
+    monkeypatch.setattr(module.time, "sleep", lambda _: os.write(stack, lines.pop(0) + b"\n"))
+    worker = SimpleNamespace(pid=gone, stack=stack)
+    assert module._ask_for_stack(worker).endswith(" in _work") and not lines  # type: ignore[arg-type]
+    os.close(stack)
+
+
 @pytest.mark.slow
-def test_a_stopped_worker_is_noticed() -> None:
+def test_a_stopped_worker_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STACK_S", 0.1)
+
     def make(step: int) -> int:
         if step == 3:
             os.kill(os.getpid(), signal.SIGSTOP)
         return step
 
+    workers = pool(make, timeout_s=0.5)
+    wait_until(pids(workers)[0], "stopped by SIGSTOP")
     with pytest.raises(CclmError) as caught:
-        list(pool(make, timeout_s=0.5))
+        list(workers)
     assert "stopped by SIGSTOP" in caught.value.got
 
 
 @pytest.mark.slow
-def test_a_long_wait_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("cclm.data.workers.SAY_S", 0.5)
+def test_a_long_wait_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
 
-    def make(step: int) -> int:
-        time.sleep(1.7)
+    class Said(io.StringIO):
+        def write(self, text: str) -> int:
+            os.write(writer, b"x")
+            return super().write(text)
+
+    def make_once_it_was_said(step: int) -> int:
+        os.read(reader, 1)
         return step
 
-    assert list(pool(make, 1)) == [3]
-    assert "waits for step 3 of loader worker 0 (process" in capsys.readouterr().err
+    said = Said()
+    monkeypatch.setattr(module, "SAY_S", 0.5)
+    monkeypatch.setattr(sys, "stderr", said)
+    assert list(pool(make_once_it_was_said, 1)) == [3]
+    assert "waits for step 3 of loader worker 0 (process" in said.getvalue()
 
 
 @pytest.mark.slow
@@ -192,10 +238,15 @@ def test_a_slow_loader_may_stay_slow() -> None:
     """The deadline grows with what batches take."""
 
     def make(step: int) -> int:
-        time.sleep(0.3 if step == 3 else 1.5)
+        if step == 3:  # half a minute, by the worker's clock
+            module.time = SimpleNamespace(monotonic=lambda: time.monotonic() + 30)  # type: ignore[assignment]
+        else:
+            time.sleep(1.5)
         return step
 
-    assert list(pool(make, 3, num_workers=1, timeout_s=0.2)) == [3, 4, 5]
+    workers = pool(make, 2, num_workers=1, timeout_s=0.2)
+    select.select([workers._workers[0].link], [], [])  # the first is there before anybody waits for it
+    assert list(workers) == [3, 4]
 
 
 def test_workers_outlive_the_signals_that_ask_their_rank_to_save() -> None:
@@ -237,7 +288,7 @@ pool = WorkerPool(make, range(9), num_workers=2, timeout_s=60.0, memory_bytes=1 
 values = iter(pool)
 next(values), next(values)
 print(*(worker.pid for worker in pool._workers), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -249,8 +300,8 @@ def test_workers_die_with_their_rank_in_the_middle_of_a_batch(number: signal.Sig
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2 and not any(map(is_gone, workers))
     process.send_signal(number)
-    assert process.wait(30) == -number
-    deadline = time.monotonic() + 5
+    assert process.wait(60) == -number
+    deadline = time.monotonic() + 60
     while not all(map(is_gone, workers)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert all(map(is_gone, workers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +123,8 @@ def test_deeply_nested_files_are_refused_and_kill_nothing(suffix: str, text: str
 
 def test_aliases_of_aliases_are_refused_before_they_are_written_out() -> None:
     lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]
-    began = time.process_time()
     with pytest.raises(BrokenError, match="100,000 values"):
         parse_document("\n".join(lines), "f", [])
-    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,12 +130,30 @@ def test_a_signal_reaches_the_run(tmp_path: Path) -> None:
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "time.sleep(30)\n"
+        "time.sleep(600)\n"
     )
     code = f"import sys; from finetune.seeds import _run; sys.exit(_run([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path.cwd())})
-    limit = time.monotonic() + 60
-    while not (tmp_path / "ready").exists() and time.monotonic() < limit:
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
+
+
+def test_a_signal_that_comes_while_the_command_is_started_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(command: list[str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(Popen=slowly))
+
+    def nobody_listens(*_: object) -> None:
+        raise AssertionError("it is lost")
+
+    before = signal.signal(signal.SIGTERM, nobody_listens)
+    try:
+        assert seeds._run(["sleep", "60"]) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,6 +14,7 @@ from cclm.hub.open import (
     model_config,
     open_model,
     transform_of,
+    with_weights,
 )
 from cclm.model.options import options_from_dict
 from cclm.recipe.read import read_run_config
@@ -49,6 +50,15 @@ def test_tied_decoder_may_be_missing_and_is_tied(opened: OpenedModel) -> None:
     state = {name: value for name, value in opened.model.state_dict().items() if name != "masked_lm_decoder.weight"}
     built = build_model(opened.model.config, state, "here")
     assert built.masked_lm_decoder.weight is built.text_encoder.embeddings.words.weight
+
+
+def test_other_weights_have_another_fingerprint_whether_or_not_the_models_own_was_asked_for(
+    opened: OpenedModel,
+) -> None:
+    state = {name: value.clone() for name, value in opened.model.state_dict().items()}
+    state["temperature.value"] += 1
+    assert opened.fingerprint != with_weights(opened, state).fingerprint
+    assert opened.fingerprint == with_weights(opened, opened.model.state_dict()).fingerprint
 
 
 def test_weights_that_do_not_fit_are_refused_with_their_names(opened: OpenedModel) -> None:

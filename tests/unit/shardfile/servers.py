@@ -75,7 +75,7 @@ class _Handler(SimpleHTTPRequestHandler):
         if fault == "slow":
             self.wfile.flush()
             self.owner.is_waiting.set()
-            self.owner.release.wait(30)
+            self.owner.release.wait(600)
         if fault != "cut":
             self.wfile.write(data[half:])
         else:

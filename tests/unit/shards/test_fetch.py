@@ -36,7 +36,7 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "import sys; from pathlib import Path\n"
         f"Path({str(log)!r}).open('a').write(' '.join(sys.argv[1:3]) + '\\n')\n"
         f"mode = Path({str(mode)!r}).read_text()\n"
-        "if mode == 'slow': import time; time.sleep(120)\n"
+        "if mode == 'slow': import time; time.sleep(600)\n"
         "if mode == 'offline': sys.exit('npm error code ENOTFOUND\\nnpm error network request failed')\n"
         "name, version = sys.argv[2].lstrip('@').replace('/', '-').rsplit('@', 1)\n"
         "target = Path(sys.argv[sys.argv.index('--pack-destination') + 1])\n"
@@ -109,7 +109,7 @@ def test_control_c_ends_npm_too_and_what_was_not_begun_is_not(npm: tuple[Path, P
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)  # to Python alone, unlike a keyboard's
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=60) != 0
     assert len(log.read_text().splitlines()) == 1
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -98,7 +98,10 @@ def test_commands_that_look_take_several_sets_at_once(recipe: Path, tmp_path: Pa
     assert run("verify", one, tmp_path / "none")[0] == 2
 
 
-def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     name = "value[/model/2013] :smile:"
     pair = {"text_a": "a dog", "lang_a": "en", "text_b": "ein Hund", "lang_b": "de", "source": name}
     (tmp_path / "p.jsonl").write_text(json.dumps(pair), encoding="utf-8")
@@ -262,10 +265,10 @@ def test_control_c_of_a_terminal_ends_a_build_and_its_workers_with_one_line(reci
     recipe.write_text(json.dumps({"sets": {"pairs": sets}}), encoding="utf-8")
     command = [sys.executable, "-m", "shards", "build", str(recipe), "--out", str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (tmp_path / "out/pairs/.build/plan").exists():
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 3:  # its workers begin, and what cleans up after them
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)  # its workers begin
     os.killpg(process.pid, signal.SIGINT)  # to all of them, as a keyboard's
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -52,7 +52,7 @@ def test_without_a_total_there_is_throughput_but_no_eta() -> None:
 def test_the_last_line_comes_once_and_not_after_a_failure() -> None:
     for error, lines in ((None, 1), (KeyError(), 0)):
         out = io.StringIO()
-        with contextlib.suppress(KeyError), WorkProgress("reading", 60, "records", Console(file=out)) as bar:
+        with contextlib.suppress(KeyError), WorkProgress("reading", 60, "records", Console(file=out, width=100)) as bar:
             bar.advance(60)
             if error:
                 raise error

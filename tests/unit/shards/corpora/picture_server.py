@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,12 +19,11 @@ class PictureServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: Counter[str] = Counter()
-        self.times: list[tuple[str, float]] = []
         self.healthy = False
         self.robots_status, self.robots_moves = 200, 0
-        self.active = self.most_active = 0
+        self.held = self.most_held = 0
         self.lock = threading.Lock()
-        self.trickling, self.closing = threading.Event(), threading.Event()
+        self.trickling, self.release, self.closing = threading.Event(), threading.Event(), threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -39,13 +37,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked[self.path] += 1
-            server.times.append((self.path, time.monotonic()))
             times = server.asked[self.path]
-            server.active += 1
-            server.most_active = max(server.most_active, server.active)
         self._reply(self.path, times)
-        with server.lock:
-            server.active -= 1
 
     def _reply(self, path: str, times: int) -> None:
         if path.startswith("/robots.txt"):
@@ -70,6 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>")
         elif path.startswith("/cut"):
             self._cut(times)
+        elif path.startswith("/held"):
+            self._hold()
         elif path.startswith("/slow"):
             self._trickle(head="head" in path)
         elif path.startswith("/late_iccp"):
@@ -93,6 +88,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body if times > 1 else body[:20])
         self.close_connection = times == 1
+
+    def _hold(self) -> None:
+        """Send a picture after `release`; count how many wait for that, or have, at once."""
+        server = self.server
+        with server.lock:
+            server.held += 1
+            server.most_held = max(server.most_held, server.held)
+        server.release.wait(60)
+        with server.lock:
+            server.held -= 1
+        self._send(200, picture())
 
     def _trickle(self, *, head: bool) -> None:
         """Send a byte at a time, for as long as somebody listens; `healthy` sends the picture."""

@@ -24,7 +24,7 @@ from shards.scan import ScanJob, scan
 from tests.unit.shards.corpora.every_corpus import EVERY
 from tests.unit.shards.tiny_corpora import bytes_below
 
-SECONDS = 20
+SECONDS = 120
 """More than any of these few hundred bytes takes on a loaded machine."""
 
 ODD = [
