@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Whatever tests this process has done before: torch draws the same numbers in each, and in what it sets up."""
+    """Whatever tests this process has done before: each, and what it sets up, has torch draw the same numbers (CPU)."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.default_generator.manual_seed(0)  # torch.manual_seed takes milliseconds: it notes the stack, for GPUs
 

@@ -110,7 +110,8 @@ def _name(descriptor: int) -> str:
 
 
 def _acquire(descriptor: int) -> bool:
-    """Lock an open file; False where the file system has no locks; raise BlockingIOError if another process has it."""
+    """Lock an open file; False where the file system has no locks; raise BlockingIOError if a run has it, LeasedError
+    if somebody looks at it for too long."""
     try:
         for look in range(NUM_LOOKS):
             with suppress(BlockingIOError):  # a run, or somebody who only looks whether there is one
@@ -120,12 +121,11 @@ def _acquire(descriptor: int) -> bool:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused by a run alone
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             time.sleep(LOOK_S)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS_HERE:
             raise
         return False
-    return True
+    raise LeasedError(f"somebody who has looked at its lock for {NUM_LOOKS * LOOK_S:.0f} s")
 
 
 def _forget_in_child() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def nobody_stays() -> Iterator[None]:
     """A test that fails leaves nobody who trains for ever."""
     yield
     while STARTED:
-        with STARTED.pop() as process:
-            process.kill()
+        with STARTED.pop() as process, suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the leader of its group, with a prefix that forks too
 
 
 def write(corpus: Path, tmp_path: Path, **changes: Any) -> list[str]:

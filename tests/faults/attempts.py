@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -93,21 +93,20 @@ class Attempt:
     def wait(self, disturb: Disturb = lambda attempt: None) -> list[int]:
         """Wait for the end of all ranks, and end those that outlive another; return the codes, 128 + N for signal N."""
         kill_at, ask_at = self.began + PATIENCE_S, math.inf
-        while alive := [process for process in self.ranks if process.exitcode is None]:
-            wait([process.sentinel for process in alive], LOOK_S)
-            disturb(self)
-            now, ended = time.monotonic(), {code for code in self.codes if code is not None}
-            if ended - GOOD_CODES and not self.is_ending:
-                self.is_ending, kill_at, ask_at = True, min(kill_at, now + GRACE_S), now
-            elif STOPPED in ended:
-                ask_at = min(ask_at, now + ALONE_S)
-            if now >= ask_at and not self.is_asked:
-                self.send(signal.SIGTERM)
-            if now >= kill_at:
-                self.is_hung = self.is_hung or not self.is_ending
-                self.send(signal.SIGKILL)
-        if self.keeper is not None:
-            self.keeper.close()
+        with self.keeper or nullcontext():
+            while alive := [process for process in self.ranks if process.exitcode is None]:
+                wait([process.sentinel for process in alive], LOOK_S)
+                disturb(self)
+                now, ended = time.monotonic(), {code for code in self.codes if code is not None}
+                if ended - GOOD_CODES and not self.is_ending:
+                    self.is_ending, kill_at, ask_at = True, min(kill_at, now + GRACE_S), now
+                elif STOPPED in ended:
+                    ask_at = min(ask_at, now + ALONE_S)
+                if now >= ask_at and not self.is_asked:
+                    self.send(signal.SIGTERM)
+                if now >= kill_at:
+                    self.is_hung = self.is_hung or not self.is_ending
+                    self.send(signal.SIGKILL)
         return [code for code in self.codes if code is not None]
 
     @property

@@ -262,9 +262,11 @@ def test_a_node_is_set_down(campaign: Campaign) -> None:
 def test_a_cable_is_cut(campaign: Campaign) -> None:
     """The node does not come back; the run goes on on another."""
     node = campaign.nodes()[1]  # the one that was set down, or the third if that was not back in time
-    row = campaign.suffer("a cable is cut", lambda: sh(f"ip link set v{node[1:]} down"))
-    assert node not in campaign.nodes()
-    sh(f"ip link set v{node[1:]} up")
+    try:
+        row = campaign.suffer("a cable is cut", lambda: sh(f"ip link set v{node[1:]} down"))
+        assert node not in campaign.nodes()
+    finally:
+        sh(f"ip link set v{node[1:]} up")
     assert row.saved <= row.resumed <= row.at
 
 

@@ -175,7 +175,9 @@ def test_a_worker_that_hangs_is_noticed_and_says_where_it_stands(
         return step
 
     workers = pool(wait_for_a_lock_that_nobody_frees, timeout_s=0.5)
-    os.read(reader, 1)
+    os.close(writer)  # so that a worker that died before would be noticed
+    assert os.read(reader, 1)
+    os.close(reader)
     wait_until(pids(workers)[0], "sleeping")
     with pytest.raises(CclmError) as caught:
         list(workers)
@@ -191,7 +193,8 @@ def test_a_stack_is_read_to_its_foot_however_slowly_it_is_written(monkeypatch: p
     ]
     lines = [b"", *frames, b"  File w, line 2 in _work\n"]
     stack, gone = os.memfd_create("stack"), 2**22 + 1
-    monkeypatch.setattr(module.time, "sleep", lambda _: os.write(stack, lines.pop(0) + b"\n"))
+    write = lambda _: os.write(stack, lines.pop(0) + b"\n")  # noqa: E731
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=write))
     worker = SimpleNamespace(pid=gone, stack=stack)
     assert module._ask_for_stack(worker).endswith(" in _work") and not lines  # type: ignore[arg-type]
     os.close(stack)

@@ -15,7 +15,7 @@ import torch
 from cclm.distributed import topology as topology_module
 from cclm.distributed.topology import Topology
 from cclm.errors import Cause, CclmError, ConfigError
-from cclm.run.machine import free_port
+from tests.ranks.spawn import keep_port
 
 GOOD = {
     "RANK": "3",
@@ -91,11 +91,12 @@ def meet_in_threads(numbers: list[int], world_size: int, timeout_s: float) -> li
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> int:
-    number = free_port()
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    keeper, number = keep_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(number))
-    return number
+    with keeper:
+        yield number
 
 
 def test_ranks_meet(port: int) -> None:

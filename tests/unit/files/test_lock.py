@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -183,6 +184,17 @@ def test_a_look_does_not_keep_a_run_from_beginning(tmp_path: Path, monkeypatch: 
     looks = [(tmp_path / ".lock").open() for _ in range(3)]
     for look in looks:
         fcntl.flock(look, fcntl.LOCK_SH)
-    monkeypatch.setattr(lock.time, "sleep", lambda _: looks.pop().close())
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=lambda _: looks.pop().close()))
     with run_lock(tmp_path):
         assert not looks and holder_of(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_look_without_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that stands still, or of a machine that is gone."""
+    monkeypatch.setattr(lock, "NUM_LOOKS", 2)
+    (tmp_path / ".lock").write_text("process 1 on an earlier host")
+    with (tmp_path / ".lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        with pytest.raises(CclmError) as caught, run_lock(tmp_path):
+            pass
+    assert caught.value.cause is Cause.FOLDER_LOCKED and "somebody who has looked at its lock" in caught.value.got

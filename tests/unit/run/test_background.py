@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -68,7 +69,7 @@ def test_one_process_makes_the_calls_and_what_they_raise_is_raised_here(writer: 
     os.mkfifo(fifo := tmp_path / "fifo")
     writer.submit(partial(Path.read_text, fifo))
     assert not writer.is_ready()
-    fifo.write_text("now")
+    threading.Thread(target=fifo.write_text, args=("now",), daemon=True).start()  # waits for the reader
     assert writer.result() == "now" and writer.is_ready()
 
 

@@ -32,8 +32,9 @@ def leave(code):
     (folder / f'left_{os.getpid()}').touch()
     sys.exit(code)
 def wait_for_the_other():
-    while not (left := list(folder.glob('left_*'))): time.sleep(0.01)
-    while Path('/proc', left[0].name[5:]).exists(): time.sleep(0.01)  # until the launcher has seen its end
+    late = time.monotonic() + 300
+    while not (left := list(folder.glob('left_*'))): assert time.monotonic() < late; time.sleep(0.01)
+    while Path('/proc', left[0].name[5:]).exists(): assert time.monotonic() < late; time.sleep(0.01)  # not reaped yet
 """
 
 

@@ -56,24 +56,43 @@ def test_values_reach_the_ranks_unchanged() -> None:
 
 ATTEMPT = """#!/bin/bash
 echo "$3" >> {folder}/calls
-case "$3" in begin) kill -USR1 "$(cat {folder}/pid)"; echo 0 ;; end) exit 75 ;; esac
+[ "$3" != {when} ] || kill -{number} "$(cat {folder}/pid)"
+case "$3" in begin) echo 0; exit {begins} ;; check) exit 1 ;; end) exit 75 ;; esac
 """
 
 
-def test_a_job_that_is_preempted_while_it_begins_asks_its_ranks_to_save_and_comes_back(
-    tmp_path: Path, fake_slurm: FakeSlurm
+@pytest.mark.parametrize(
+    ("number", "when", "begins", "calls", "code"),
+    [
+        ("USR1", "port", 0, ["port", "begin", "ask", "end"], 0),
+        ("USR1", "begin", 0, ["port", "begin", "ask", "end"], 0),
+        ("USR1", "port", 1, ["port", "begin"], 1),
+        ("TERM", "port", 0, ["port"], -15),
+        ("TERM", "srun", 0, ["port", "begin", "ask", "end"], 0),
+    ],
+    ids=["preempted early", "preempted in begin", "another job runs here", "cancelled early", "cancelled in preflight"],
+)
+def test_a_signal_while_a_job_begins(
+    number: str, when: str, begins: int, calls: list[str], code: int, tmp_path: Path, fake_slurm: FakeSlurm
 ) -> None:
-    """Slurm's signal would end a script that does not listen yet, and a job that failed is not queued again."""
+    """USR1 would end a script that does not listen yet, and a job that failed is not queued again; what is asked before
+    `begin` is forgotten by it, and not this job's to ask where another one runs. Nodes of a job that is being ended
+    do not answer, and are not bad."""
     (tmp_path / "code").mkdir()
-    (tmp_path / "python").write_text(ATTEMPT.format(folder=tmp_path))
+    (tmp_path / "python").write_text(ATTEMPT.format(folder=tmp_path, number=number, when=when, begins=begins))
     (tmp_path / "python").chmod(0o755)
-    request = replace(REQUEST, run_folder=tmp_path, python=str(tmp_path / "python"), preflight="none")
+    preflight = "quick" if when == "srun" else "none"
+    request = replace(REQUEST, run_folder=tmp_path, python=str(tmp_path / "python"), preflight=preflight)
     (tmp_path / "job.sh").write_text(render(plan_job(request, Profile())))
-    for name in ("scontrol", "scancel", "srun"):
+    for name in ("scontrol", "scancel"):
         fake_slurm.program(name, "")
+    strike = f'kill -{number} "$(cat {tmp_path}/pid)"' if when == "srun" else ""
+    fake_slurm.program("srun", f'case "$*" in *launch.slurm.preflight*) {strike} ;; esac')
     start = f'echo $$ > {tmp_path}/pid; PATH="$PATH:/usr/bin:/bin"; exec bash {tmp_path}/job.sh'
-    environment = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
-    done = subprocess.run(["/bin/bash", "-c", start], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "calls").read_text().split() == ["port", "begin", "ask", "end"]
-    assert fake_slurm.calls("scontrol")[-1] == "requeue 7"
+    environment = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1"}
+    done = subprocess.run(
+        ["/bin/bash", "-c", start], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "calls").read_text().split() == calls
+    assert (fake_slurm.calls("scontrol")[-1] == "requeue 7") == ("end" in calls)

@@ -11,6 +11,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
+asked=
+trap asked=1 USR1 # until an attempt has begun: it would end this script, and a job that failed is not queued again
 set -u
 run=/shared/runs/base
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -26,16 +28,6 @@ export PYTHONUNBUFFERED=1
 export DS_ACCELERATOR=cpu
 export PYTHONPATH="$run/code"
 
-# -- a signal before the time limit or at preemption becomes a request to save
-ask_to_save() {
-  attempt ask --kind "$1" --reason "$2"
-  scancel --signal=USR1 "$job"
-}
-trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
-# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
-ended=
-trap 'ended=--ended; ask_to_save signal TERM' TERM
-
 # -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(attempt port --job "$SLURM_JOB_ID")
@@ -49,6 +41,17 @@ case $? in
   *) exit 1 ;;
 esac
 
+# -- a signal before the time limit or at preemption becomes a request to save
+ask_to_save() {
+  attempt ask --kind "$1" --reason "$2"
+  scancel --signal=USR1 "$job"
+}
+trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
+# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
+ended=
+trap 'ended=--ended; ask_to_save signal TERM' TERM
+[ -z "$asked" ] || ask_to_save scheduler "time limit or preemption (USR1), before the attempt had begun"
+
 # Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
 step() {
   timeout --kill-after=10 "$1" srun --kill-on-bad-exit=1 --wait=60 "${@:2}" &
@@ -60,7 +63,7 @@ step() {
 # -- preflight: is every node healthy?
 step 600 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
   /shared/venv/bin/python -m launch.slurm.preflight "$run"
-attempt check --job "$job" || exit 1
+[ -n "$ended" ] || attempt check --job "$job" || exit 1
 
 # -- the ranks
 step 0 --ntasks-per-node=2 --cpus-per-task=1 --cpu-bind=cores --distribution=block:block \

@@ -13,6 +13,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 
+asked=
+trap asked=1 USR1 # until an attempt has begun: it would end this script, and a job that failed is not queued again
 set -u
 run=/shared/runs/base
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -32,16 +34,6 @@ export GLOO_SOCKET_IFNAME=ib0
 export NCCL_IB_HCA=mlx5
 export PYTHONPATH="$run/code"
 
-# -- a signal before the time limit or at preemption becomes a request to save
-ask_to_save() {
-  attempt ask --kind "$1" --reason "$2"
-  scancel --signal=USR1 "$job"
-}
-trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
-# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
-ended=
-trap 'ended=--ended; ask_to_save signal TERM' TERM
-
 # -- where the ranks meet
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$(attempt port --job "$SLURM_JOB_ID")
@@ -54,6 +46,17 @@ case $? in
   3) exit 0 ;;
   *) exit 1 ;;
 esac
+
+# -- a signal before the time limit or at preemption becomes a request to save
+ask_to_save() {
+  attempt ask --kind "$1" --reason "$2"
+  scancel --signal=USR1 "$job"
+}
+trap 'ask_to_save scheduler "time limit or preemption (USR1)"' USR1
+# TERM means that the job is being ended: save if there is time; whether it comes back is not ours to say.
+ended=
+trap 'ended=--ended; ask_to_save signal TERM' TERM
+[ -z "$asked" ] || ask_to_save scheduler "time limit or preemption (USR1), before the attempt had begun"
 
 # Run a step, for so many seconds at most (0: no limit), in the background: so the traps above act at once.
 step() {
@@ -69,7 +72,7 @@ step 600 --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
 step 600 --ntasks-per-node=8 --cpus-per-task=12 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
   /shared/venv/bin/python -m launch.slurm.task "$run" bandwidth -- \
   /shared/venv/bin/python -m cclm.distributed.bandwidth "$run/slurm" 600
-attempt check --job "$job" || exit 1
+[ -n "$ended" ] || attempt check --job "$job" || exit 1
 
 # -- the ranks
 step 0 --ntasks-per-node=8 --cpus-per-task=12 --cpu-bind=cores --distribution=block:block --gpus-per-node=8 \
