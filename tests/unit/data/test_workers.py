@@ -6,12 +6,12 @@ import errno
 import io
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,7 +248,7 @@ def test_a_slow_loader_may_stay_slow() -> None:
         return step
 
     workers = pool(make, 2, num_workers=1, timeout_s=0.2)
-    select.select([workers._workers[0].link], [], [])  # the first is there before anybody waits for it
+    wait([workers._workers[0].link])  # the first is there before anybody waits for it
     assert list(workers) == [3, 4]
 
 
